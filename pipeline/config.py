@@ -1,0 +1,185 @@
+"""One strict way from YAML and `a.b=c` words to frozen configuration models.
+
+Models live beside their owner and derive from `Config`; this file only loads them. PyYAML's surprises are
+closed here: duplicate keys are refused, `1e-4` is a number, `on` and `0123` are not turned into something else,
+and no tag can build a Python object.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_args
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
+
+from pipeline.errors import ConfigError, MissingInputError, did_you_mean
+
+ROOT = Path(__file__).resolve().parent.parent
+
+UserPath = Annotated[Path, AfterValidator(lambda path: path.expanduser())]
+"""A path as people write it: `~` is expanded, relative paths are relative to the working directory."""
+
+
+class Config(BaseModel):
+    """Base of every configuration model: frozen, no unknown keys, docstrings become the reference."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+ConfigT = TypeVar("ConfigT", bound=Config)
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML 1.2's plain scalars on PyYAML's safe loader, with duplicate keys refused."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key `{key.value}` stands here twice", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_EXPONENT = r"(?:[eE][-+]?[0-9]+)"
+_StrictLoader.yaml_implicit_resolvers = {}
+for _tag, _pattern, _first in (
+    ("bool", r"^(?:true|false|True|False)$", "tfTF"),
+    ("null", r"^(?:~|null|Null|)$", ["~", "n", "N", ""]),
+    ("int", r"^[-+]?(?:0|[1-9][0-9_]*)$", "-+0123456789"),
+    ("float", rf"^[-+]?(?:[0-9][0-9_]*\.[0-9]*{_EXPONENT}?|\.[0-9]+{_EXPONENT}?|[0-9][0-9_]*{_EXPONENT})$", "-+0123456789."),
+):
+    _StrictLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), list(_first))
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """Parse YAML `text`; `where` names its origin in errors.
+
+    Raises `ConfigError` with line and column for anything but plain, unambiguous YAML.
+    """
+    try:
+        return yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - derives from SafeLoader
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        at = f"{where}, line {mark.line + 1}, column {mark.column + 1}" if mark else where
+        problem = getattr(error, "problem", None) or str(error)
+        raise ConfigError(f"{at}: {problem}. Correct the file and start again.") from error
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read one YAML file that holds a mapping; an empty file is an empty mapping."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise MissingInputError(f"no configuration at {path}. {_nearby(path)}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {path}: {error}") from error
+    tree = parse_yaml(text, str(path)) or {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path} holds {type(tree).__name__}, not `key: value` lines.")
+    return tree
+
+
+def _nearby(path: Path) -> str:
+    """Name the configurations that stand where the missing one was looked for."""
+    there = sorted(path.parent.glob("*.yaml")) or sorted((ROOT / "configs").glob("*/*.yaml"))
+    return did_you_mean(str(path), [str(p) for p in there]).strip() or "Give the path of a YAML file."
+
+
+def apply_words(tree: dict[str, Any], words: Sequence[str]) -> dict[str, Any]:
+    """Return `tree` with every `a.b=c` word set; the value is YAML (`bands=[B02,B03]`, `seed=1`)."""
+    result = dict(tree)
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"`{word}` is not of the form key.subkey=value.")
+        _set(result, key.split("."), parse_yaml(text, f"the word {word}"), word)
+    return result
+
+
+def _set(tree: dict[str, Any], keys: list[str], value: Any, word: str) -> None:
+    head, *rest = keys
+    if not rest:
+        tree[head] = value
+        return
+    branch = tree.get(head) or {}
+    if not isinstance(branch, dict):
+        raise ConfigError(f"`{word}`: `{head}` holds a value, not keys of its own.")
+    tree[head] = dict(branch)
+    _set(tree[head], rest, value, word)
+
+
+def load(model: type[ConfigT], path: Path | None, words: Sequence[str] = ()) -> ConfigT:
+    """Load `model` from a YAML file (or none) and `a.b=c` words, which win.
+
+    Raises `ConfigError` naming the file, the key path and, for a misspelt key, the nearest known one.
+    """
+    tree = apply_words(read_yaml(path) if path else {}, words)
+    where = str(path) if path else "the command line"
+    return build(model, tree, where)
+
+
+def build(model: type[ConfigT], tree: dict[str, Any], where: str) -> ConfigT:
+    """Validate a plain `tree` as `model`; all problems are told at once."""
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        lines = [_explain(model, problem) for problem in error.errors()]
+        raise ConfigError(f"{where}: " + "; ".join(lines)) from error
+
+
+def _explain(model: type[BaseModel], problem: ErrorDetails) -> str:
+    """Turn one pydantic problem into `key.path: what is wrong, what to do`."""
+    location = [str(part) for part in problem["loc"]]
+    key = ".".join(location) or "the whole"
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key `{key}`.{did_you_mean(location[-1], _fields(model, location[:-1]))}"
+    if problem["type"] == "missing":
+        return f"`{key}` is not set: add it to the file or give {key}=... on the command line"
+    if problem["type"] == "value_error":
+        return f"`{key}`: {problem['ctx']['error']}"
+    return f"`{key}`: {problem['msg']}, not {problem['input']!r}"
+
+
+def _fields(model: type[BaseModel], path: Sequence[str]) -> list[str]:
+    """List the field names of the model that stands at `path` below `model`."""
+    for part in path:
+        field = model.model_fields.get(part)
+        inner = [a for a in (field.annotation, *get_args(field.annotation)) if _is_model(a)] if field else []
+        if not inner:
+            return []
+        model = inner[0]
+    return list(model.model_fields)
+
+
+def _is_model(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def dump(config: Config) -> str:
+    """Write a configuration as YAML that `load` reads back to an equal one."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten nested mappings to `a.b` keys; lists stay values."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """List `key: old -> new` for every flattened key in which two trees differ."""
+    before, after = flatten(old), flatten(new)
+    keys = [k for k in {**before, **after} if before.get(k) != after.get(k)]
+    return [f"{k}: {before.get(k)!r} -> {after.get(k)!r}" for k in keys]

@@ -1,0 +1,135 @@
+"""The data contract: what the numbers in a shard mean. Shard sets, checkpoints and exports all carry it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from pipeline.config import Config, differences
+from pipeline.errors import ContractError, unknown
+from pipeline.sample import NODATA, SCALE, Flag
+
+NormalisationKind = Literal["minmax", "standardise", "none"]
+
+
+class BandContract(Config):
+    """One band as stored."""
+
+    name: str
+    """The sensor's own name."""
+    role: str
+    """Common name (`red`, `nir`)."""
+    centre_nm: float
+    """Centre wavelength in nm."""
+    width_nm: float
+    """Bandwidth in nm."""
+    source_gsd_m: float
+    """Pixel size the instrument has, in metres; coarser than the grid means resampled."""
+
+
+class BandStatistics(Config):
+    """Distribution of one band over the valid and clear pixels of the training tiles, in reflectance."""
+
+    n: int
+    """Pixels counted."""
+    mean: float
+    """Mean reflectance."""
+    std: float
+    """Population standard deviation of reflectance."""
+    low: float
+    """0.5 % quantile."""
+    high: float
+    """99.5 % quantile."""
+
+
+class DataContract(Config):
+    """What both rooms agree on about a shard set."""
+
+    sensor: str
+    """Key in `pipeline.sensors.SENSORS`."""
+    level: str
+    """Processing level (L1C, L2A, L2SP)."""
+    bands: tuple[BandContract, ...]
+    """In stored order."""
+    gsd_m: float
+    """Nominal pixel size of the grid in metres."""
+    tile_px: int
+    """Side of a stored tile in pixels."""
+    cell_px: int
+    """Side of a statistics cell in pixels."""
+    indices: tuple[str, ...]
+    """Index names, in the order of the cells' first axis."""
+    index_bands: dict[str, tuple[str, ...]]
+    """Bands each index was computed from (a fallback shows here)."""
+    resampling: str
+    """How coarser bands came onto the grid."""
+    scale: float = SCALE
+    """Reflectance per stored unit."""
+    nodata: int = NODATA
+    """Stored value that is no measurement."""
+    flags: dict[str, int] = Field(default_factory=lambda: {str(f.name): int(f) for f in Flag})
+    """Mask bits."""
+    clear_excludes: tuple[str, ...] = ()
+    """Flags that make a pixel unclear: left out of statistics."""
+    classes: tuple[str, ...] = ()
+    """Class names of `label.cls`, in order; empty for an unlabelled set."""
+
+    @property
+    def band_names(self) -> tuple[str, ...]:
+        """Band names in stored order."""
+        return tuple(b.name for b in self.bands)
+
+    def band_positions(self, names: tuple[str, ...]) -> list[int]:
+        """Return where the named bands are stored; raises `UnknownNameError` for one that is not."""
+        stored = list(self.band_names)
+        for name in names:
+            if name not in stored:
+                raise unknown("band", name, stored, f"the shard set of sensor {self.sensor}")
+        return [stored.index(n) for n in names]
+
+    def require_equal(self, other: DataContract, ours: str, theirs: str) -> None:
+        """Raise `ContractError` with a difference list unless both contracts mean the same numbers."""
+        found = differences(self.model_dump(mode="json"), other.model_dump(mode="json"))
+        if found:
+            raise ContractError(f"{ours} and {theirs} do not hold the same data: {'; '.join(found)}.")
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """The one recorded function from stored int16 to model input: `(x * scale - shift) / span`, clipped."""
+
+    kind: NormalisationKind
+    shift: NDArray[np.float32]
+    """[band], reflectance."""
+    span: NDArray[np.float32]
+    """[band], reflectance."""
+    clip: bool
+    """Whether the result is clipped to [0, 1]."""
+    scale: float = SCALE
+
+    def __call__(self, pixels: NDArray[np.int16]) -> NDArray[np.float32]:
+        """Normalise int16 [..., band, y, x] to float32; nodata becomes 0."""
+        x = (pixels.astype(np.float32) * np.float32(self.scale) - self.shift[:, None, None]) / self.span[:, None, None]
+        x = np.clip(x, np.float32(0), np.float32(1)) if self.clip else x
+        return np.where(pixels == NODATA, np.float32(0), x)
+
+
+def normalisation(kind: NormalisationKind, statistics: tuple[BandStatistics, ...]) -> Normalisation:
+    """Derive the input normalisation from the training set's band statistics.
+
+    `minmax` maps the 0.5 and 99.5 % quantiles to 0 and 1 and clips; `standardise` subtracts the mean and divides
+    by the deviation; `none` keeps reflectance.
+    """
+    if kind == "minmax":
+        shift = [s.low for s in statistics]
+        span = [max(s.high - s.low, SCALE) for s in statistics]
+    elif kind == "standardise":
+        shift = [s.mean for s in statistics]
+        span = [max(s.std, SCALE) for s in statistics]
+    else:
+        shift, span = [0.0] * len(statistics), [1.0] * len(statistics)
+    return Normalisation(kind, np.array(shift, np.float32), np.array(span, np.float32), clip=kind == "minmax")

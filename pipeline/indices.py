@@ -1,0 +1,59 @@
+"""The table of spectral indices, written in band roles on reflectance (METHOD 4).
+
+Adding an index is one entry in `INDICES`. Indices are always computed on reflectance, before any statistical
+normalisation: a shifted band makes a ratio meaningless.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import unknown
+
+FLOOR = 0.02
+"""Smallest denominator, in reflectance: over dark water a tiny one turns sensor noise into structure."""
+
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Index:
+    """A spectral index: the band roles it needs and its formula on reflectance of any shape."""
+
+    name: str
+    title: str
+    roles: tuple[str, ...]
+    formula: Callable[..., Array]
+
+    def __call__(self, *bands: Array) -> Array:
+        """Evaluate on reflectance (unit 1, float32, one array a role, equal shapes); clipped to [-1, 1]."""
+        return np.clip(self.formula(*bands), np.float32(-1), np.float32(1))
+
+
+def normalised_difference(a: Array, b: Array) -> Array:
+    """Return (a - b) / max(a + b, FLOOR)."""
+    return (a - b) / np.maximum(a + b, np.float32(FLOOR))
+
+
+def index(name: str) -> Index:
+    """Return the index called `name`; raises `UnknownNameError` with the nearest one."""
+    try:
+        return INDICES[name]
+    except KeyError:
+        raise unknown("index", name, INDICES) from None
+
+
+INDICES: dict[str, Index] = {
+    i.name: i
+    for i in (
+        Index("NDVI", "vegetation", ("nir", "red"), normalised_difference),
+        Index("NDWI", "open water (McFeeters)", ("green", "nir"), normalised_difference),
+        Index("NDBI", "built-up", ("swir1", "nir"), normalised_difference),
+        Index("MNDWI", "open water (Xu)", ("green", "swir1"), normalised_difference),
+        Index("NBR", "burnt area", ("nir", "swir2"), normalised_difference),
+    )
+}

@@ -1,0 +1,137 @@
+"""`manifest.json`: the shards of a set with their checksums, and the data contract they keep."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from pipeline.config import Config
+from pipeline.contract import BandStatistics, DataContract
+from pipeline.errors import ContractError, CorruptDataError, MissingInputError
+
+FORMAT_VERSION = 1
+NAME = "manifest.json"
+
+
+class Shard(Config):
+    """One shard file."""
+
+    path: str
+    """Relative to the manifest's folder, with forward slashes."""
+    samples: int
+    """Number of samples."""
+    size_bytes: int
+    """File size in bytes."""
+    sha256: str
+    """Checksum of the file."""
+
+
+class SceneRecord(Config):
+    """One scene that contributed."""
+
+    id: str
+    """Scene identifier; the first part of its samples' keys."""
+    reader: str
+    """Which reader read it."""
+    acquired: str
+    """Acquisition time, ISO 8601, UTC where known."""
+    level: str
+    """Processing level."""
+    tiles: dict[str, int]
+    """Samples in each split, and tiles dropped by reason."""
+    notes: tuple[str, ...] = ()
+    """What a person should know (a fallback band, an offset found applied)."""
+
+
+class Manifest(Config):
+    """Everything a reader of a shard set needs to know."""
+
+    format_version: int = FORMAT_VERSION
+    """Version of this file's format."""
+    name: str
+    """Name of the set."""
+    contract: DataContract
+    """What the numbers mean."""
+    statistics: tuple[BandStatistics, ...]
+    """One entry a band, over the training split."""
+    splits: dict[str, tuple[Shard, ...]]
+    """Shards by split (`train`, `val`)."""
+    scenes: tuple[SceneRecord, ...]
+    """Where the samples come from."""
+    settings: dict[str, Any]
+    """The configuration that made the set."""
+    code_version: str
+    """Version of the project that made it."""
+    notices: tuple[str, ...]
+    """Licence and attribution that travel with the data."""
+
+    def samples(self, split: str) -> int:
+        """Return the number of samples of a split."""
+        return sum(s.samples for s in self.shards(split))
+
+    def shards(self, split: str) -> tuple[Shard, ...]:
+        """Return the shards of a split; raises `ContractError` where the set has none of that name."""
+        if split not in self.splits:
+            raise ContractError(f"shard set {self.name} has no split `{split}`; it has {', '.join(self.splits)}.")
+        return self.splits[split]
+
+    def digest(self) -> str:
+        """Return a short identifier of the set's content: contract, statistics and shard checksums."""
+        tree = self.model_dump(mode="json", include={"contract", "statistics", "splits"})
+        return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def write(manifest: Manifest, folder: Path) -> Path:
+    """Write `manifest.json` into `folder` atomically and durably; returns its path."""
+    text = json.dumps(manifest.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
+    return write_atomically(folder / NAME, text.encode())
+
+
+def write_atomically(path: Path, data: bytes) -> Path:
+    """Write a file so that under its final name it is either complete or absent; returns `path`."""
+    temporary = path.with_name(f".{path.name}.partial")
+    with temporary.open("wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(path)
+    return path
+
+
+def read(location: Path) -> Manifest:
+    """Read a manifest, given its path or its folder.
+
+    Raises `MissingInputError` where there is none, `ContractError` for a newer format and `CorruptDataError`
+    for anything that is no manifest.
+    """
+    path = location / NAME if location.is_dir() else location
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise MissingInputError(
+            f"no shard set at {location} ({NAME} is missing). Make one with `python preprocessing/shard.py`."
+        ) from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CorruptDataError(f"{path} is not a manifest ({error}). Make the shard set again.") from error
+    _check_version(tree, path)
+    try:
+        return Manifest.model_validate(tree)
+    except ValidationError as error:
+        raise CorruptDataError(f"{path} is not a manifest: {error.errors()[0]['msg']}. Make it again.") from error
+
+
+def _check_version(tree: Any, path: Path) -> None:
+    version = tree.get("format_version") if isinstance(tree, dict) else None
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise ContractError(f"{path} has format {version}; this version reads up to {FORMAT_VERSION}. Update the project.")
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, read in pieces."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

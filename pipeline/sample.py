@@ -1,0 +1,131 @@
+"""The sample: what one entry of a shard holds, and its bytes.
+
+Members of a sample in a WebDataset shard:
+    KEY.pixels.npy.blosc   int16 [band, y, x], reflectance x 10 000, nodata -32768
+    KEY.mask.npy.blosc     uint8 [y, x], bit flags (`Flag`)
+    KEY.cells.npy.blosc    float32 [index, y / cell, x / cell, (n, mean, std)]
+    KEY.json               scene, position, time, footprint
+    KEY.label.cls          class number as text (labelled sets only)
+Any WebDataset reader decodes an array with `numpy.load(BytesIO(Blosc().decode(data)))`.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from dataclasses import dataclass, field
+from enum import IntFlag
+from typing import Any, Literal
+
+import numpy as np
+from numcodecs.blosc import Blosc
+from numpy.typing import NDArray
+
+from pipeline.errors import CorruptDataError
+
+FORMAT_VERSION = 1
+SCALE = 1e-4
+"""Reflectance per stored unit."""
+NODATA = -32768
+KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,80}")
+"""A dot would end the key; a member name over 100 characters makes tar write an extra header."""
+
+Codec = Literal["lz4", "zstd"]
+_LEVELS: dict[str, int] = {"lz4": 5, "zstd": 1}
+
+
+class Flag(IntFlag):
+    """Bits of the mask; pixels keep their clouds, only nodata is the nodata value."""
+
+    NODATA = 1
+    SATURATED = 2
+    CLOUD = 4
+    SHADOW = 8
+    CIRRUS = 16
+    SNOW = 32
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One tile on its way between the rooms."""
+
+    key: str
+    pixels: NDArray[np.int16]
+    """[band, y, x], reflectance x 10 000."""
+    mask: NDArray[np.uint8]
+    """[y, x], bits of `Flag`."""
+    cells: NDArray[np.float32]
+    """[index, y / cell, x / cell, (n, mean, std)]."""
+    info: dict[str, Any] = field(default_factory=dict)
+    label: int | None = None
+    """Class number, where the set is labelled."""
+
+
+def encode(sample: Sample, codec: Codec = "lz4") -> dict[str, bytes]:
+    """Encode a sample to member suffix -> bytes; equal samples give equal bytes."""
+    members = {
+        "cells.npy.blosc": encode_array(sample.cells, codec),
+        "json": json.dumps(sample.info, sort_keys=True).encode(),
+        "mask.npy.blosc": encode_array(sample.mask, codec),
+        "pixels.npy.blosc": encode_array(sample.pixels, codec),
+    }
+    if sample.label is not None:
+        members["label.cls"] = str(sample.label).encode()
+    return members
+
+
+def encode_array(array: NDArray[np.generic], codec: Codec = "lz4") -> bytes:
+    """Encode an array as blosc over the bytes of a .npy file.
+
+    The element size is passed as typesize: over plain bytes bitshuffle would save next to nothing.
+    """
+    buffer = io.BytesIO()
+    np.save(buffer, np.ascontiguousarray(array), allow_pickle=False)
+    compressor = Blosc(cname=codec, clevel=_LEVELS[codec], shuffle=Blosc.BITSHUFFLE, typesize=array.itemsize)
+    return bytes(compressor.encode(buffer.getvalue()))
+
+
+def decode(key: str, members: dict[str, bytes], where: str) -> Sample:
+    """Decode the members of one sample; `where` names the shard in errors.
+
+    Raises `CorruptDataError` naming shard, key and member for anything missing, truncated or misshapen.
+    """
+    arrays = {name: _array(members, f"{name}.npy.blosc", key, where) for name in ("pixels", "mask", "cells")}
+    sample = Sample(
+        key,
+        **arrays,
+        info=json.loads(_member(members, "json", key, where)),
+        label=int(members["label.cls"]) if "label.cls" in members else None,
+    )
+    _check_shapes(sample, where)
+    return sample
+
+
+def _member(members: dict[str, bytes], name: str, key: str, where: str) -> bytes:
+    if name not in members:
+        raise CorruptDataError(f"{where}: sample {key} has no member `{name}`. Make this shard again.")
+    return members[name]
+
+
+def _array(members: dict[str, bytes], name: str, key: str, where: str) -> NDArray[Any]:
+    data = _member(members, name, key, where)
+    try:
+        return decode_array(data)
+    except (ValueError, RuntimeError, EOFError) as error:
+        raise CorruptDataError(f"{where}: {key}.{name} cannot be decoded ({error}). Make this shard again.") from error
+
+
+def decode_array(data: bytes) -> NDArray[Any]:
+    """Decode what `encode_array` wrote."""
+    array: NDArray[Any] = np.load(io.BytesIO(Blosc().decode(data)), allow_pickle=False)
+    return array
+
+
+def _check_shapes(sample: Sample, where: str) -> None:
+    kinds = (sample.pixels.dtype, sample.mask.dtype, sample.cells.dtype)
+    ranks = (sample.pixels.ndim, sample.mask.ndim, sample.cells.ndim)
+    fits = sample.pixels.shape[1:] == sample.mask.shape and np.isfinite(sample.cells).all()
+    if kinds != (np.int16, np.uint8, np.float32) or ranks != (3, 2, 4) or not fits:
+        shapes = f"pixels {sample.pixels.shape}, mask {sample.mask.shape}, cells {sample.cells.shape}"
+        raise CorruptDataError(f"{where}: sample {sample.key} is misshapen ({shapes}). Make this shard again.")

@@ -1,0 +1,1 @@
+"""Shards to weights to scores: data, masking, model, engine, tracking and tasks. Never imports preprocessing."""
