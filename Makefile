@@ -1,0 +1,49 @@
+# The project's few commands. `make` alone lists them.
+SHELL := /bin/bash
+VENV ?= .venv
+PYTHON ?= python3
+UI_PORT ?= 5000
+RUNS ?= demo/runs
+READY := $(VENV)/.ready
+BIN := $(VENV)/bin
+
+export VENV PYTHON
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-fast check ui clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+
+setup: $(READY)  ## make the environment in .venv (torch first, everything as constraints.txt pins it)
+	@echo "setup: $(VENV) is up to date. Next: make demo, or make test"
+
+$(READY): setup.cfg constraints.txt pyproject.toml .ci/setup.sh
+	@bash .ci/setup.sh
+	@touch $@
+
+demo: $(READY)  ## simulated archive -> shards -> two pretrainings -> fine-tuning -> comparison, in demo/
+	@PYTHON="$(abspath $(BIN)/python)" bash slurm/demo.sh
+
+test: $(READY)  ## all tests
+	@echo "test: all tests, some minutes; tests that need a local Slurm or real imagery say so where they are skipped"
+	@$(BIN)/python -m pytest
+	@echo "test: passed. Next: make check before a commit"
+
+test-fast: $(READY)  ## the tests that take less than about ten seconds each and need no Slurm
+	@$(BIN)/python -m pytest -m "not slow and not slurm"
+
+check: $(READY)  ## formatting, lint, types, import contracts
+	@echo "check: ruff check, ruff format, mypy --strict, import contracts"
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy --strict
+	@$(BIN)/lint-imports --config setup.cfg
+	@echo "check: passed"
+
+ui: $(READY)  ## MLflow on the runs of the demo (RUNS=folder for others, UI_PORT=5000)
+	@bash .ci/ui.sh "$(RUNS)" "$(UI_PORT)"
+
+clean:  ## remove caches, builds and the demo's output (keeps .venv)
+	rm -rf demo build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	find pipeline preprocessing training tests -name __pycache__ -type d -prune -exec rm -rf {} +
