@@ -5,35 +5,50 @@ Adding a source is one file here and one line in `READERS`. A reader reads metad
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.sensors import Sensor
-from preprocessing.scenes import Scene
+from pipeline.errors import ConfigError, MissingInputError, unknown
+from preprocessing.readers import landsat, oscd, sentinel2
+from preprocessing.readers.product import Reader, Request
+
+__all__ = ["READERS", "Reader", "Request", "discover"]
 
 
-@dataclass(frozen=True)
-class Request:
-    """What a run wants of every scene."""
+def discover(root: Path, request: Request, reader: str = "auto") -> list[tuple[Reader, Path]]:
+    """List the products at or below `root` that can hold scenes of the requested sensor, each with its reader.
 
-    sensor: Sensor
-    bands: tuple[str, ...]
-    """Band names of the sensor, in the order to store."""
-    gsd_m: float | None = None
-    """Wanted pixel size in metres; None takes each band's finest file."""
-    offset: str = "auto"
-    """`auto` reads the product's own offset, `applied` uses none, `not_applied` insists on the product's."""
+    reader: a key in `READERS`, or `auto` to ask every reader of the sensor.
+    Sorted by path, which is absolute. Raises `MissingInputError` where there is nothing to read.
+    """
+    asked = _asked(request, reader)
+    folder = root.expanduser().absolute()
+    if not folder.exists():
+        raise MissingInputError(f"there is no {root}. {_what_to_do(asked)}")
+    found = [(one, path) for one in asked for path in one.find(folder, request.sensor)]
+    if not found:
+        raise MissingInputError(f"no {request.sensor.title} product at or below {root}. {_what_to_do(asked)}")
+    return sorted(found, key=lambda pair: (pair[1], pair[0].name))
 
 
-@dataclass(frozen=True)
-class Reader:
-    """One product family."""
+def _asked(request: Request, name: str) -> list[Reader]:
+    if name == "auto":
+        return [reader for reader in READERS.values() if request.sensor.name in reader.sensors]
+    if name not in READERS:
+        raise unknown("reader", name, ["auto", *READERS])
+    if request.sensor.name not in READERS[name].sensors:
+        sensors = ", ".join(READERS[name].sensors)
+        raise ConfigError(
+            f"reader `{name}` reads {sensors}, not {request.sensor.name}: change `reader` or `sensor`."
+        )
+    return [READERS[name]]
 
-    name: str
-    sensors: tuple[str, ...]
-    """Keys in `SENSORS` this reader makes scenes of."""
-    find: Callable[[Path], Sequence[Path]]
-    """List the products at or below a folder, sorted; empty where there are none."""
-    open: Callable[[Path, Request], Scene]
-    """Describe one product; raises `SceneError` naming the file and the reason it cannot be used."""
+
+def _what_to_do(asked: list[Reader]) -> str:
+    layouts = "; ".join(reader.layout for reader in asked)
+    return (
+        f"Looked for {layouts}. Give the folder of your archive as scenes=/path/to/archive, or make simulated scenes"
+        " to try it with: python preprocessing/simulate.py demo/archive"
+    )
+
+
+READERS: dict[str, Reader] = {r.name: r for r in (sentinel2.READER, landsat.READER, oscd.READER)}

@@ -1,0 +1,160 @@
+"""What all readers share: what is asked of them, how products are found, named and looked into.
+
+A product's members are listed once as `relative name -> what rasterio opens`; readers pick from that list and
+never build a path from metadata, so a file name like `../x` in an XML cannot lead anywhere. A packed product
+(zip, tar) needs only another listing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from pipeline.errors import MissingInputError, SceneError
+from pipeline.sensors import Sensor
+from preprocessing.scenes import Scene
+
+Offset = Literal["auto", "applied", "not_applied"]
+_ID_LENGTH = 64
+_DIGEST_LENGTH = 8
+KeyT = TypeVar("KeyT")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a run wants of every scene.
+
+    Raises `UnknownNameError` with the nearest name for a band the sensor does not have.
+    """
+
+    sensor: Sensor
+    bands: tuple[str, ...]
+    """Band names of the sensor, in the order to store."""
+    gsd_m: float | None = None
+    """Wanted pixel size in metres; None takes each band's finest file."""
+    offset: Offset = "auto"
+    """`auto` takes the product's own offset unless the archive says it was applied already, `not_applied`
+    takes the product's own whatever the archive says, `applied` uses none."""
+
+    def __post_init__(self) -> None:
+        self.sensor.select(self.bands)
+
+
+@dataclass(frozen=True)
+class Reader:
+    """One product family."""
+
+    name: str
+    sensors: tuple[str, ...]
+    """Keys in `SENSORS` this reader makes scenes of."""
+    layout: str
+    """What its products look like on disk, for people."""
+    find: Callable[[Path, Sensor], Sequence[Path]]
+    """List a sensor's products at or below a folder, sorted; empty where there are none."""
+    open: Callable[[Path, Request], Scene]
+    """Describe one product; raises `SceneError` naming the file and the reason it cannot be used."""
+
+
+def find_folders(root: Path, is_product: Callable[[Path, Collection[str]], bool]) -> list[Path]:
+    """List the folders at or below `root` that are products, sorted; hidden folders and products are not entered.
+
+    is_product: gets a folder and the names in it.
+    Raises `MissingInputError` where a folder cannot be listed: skipping it would lose scenes unseen.
+    """
+    return sorted(_walk(root, is_product))
+
+
+def _walk(root: Path, is_product: Callable[[Path, Collection[str]], bool]) -> Iterator[Path]:
+    seen: set[str] = set()
+    for folder, below, files in os.walk(root, onerror=_unreadable, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:  # links may form a ring
+            below.clear()
+            continue
+        seen.add(real)
+        if is_product(Path(folder), [*below, *files]):
+            below.clear()
+            yield Path(folder)
+        below[:] = [name for name in below if not name.startswith(".")]
+
+
+def _unreadable(error: OSError) -> None:
+    raise MissingInputError(
+        f"cannot list {error.filename}: {error.strerror}. Give read permission or choose another folder."
+    ) from error
+
+
+def list_members(product: Path) -> dict[str, str]:
+    """List a product's files as relative POSIX name -> what rasterio opens; hidden files are left out."""
+    files = (p for p in product.rglob("*") if p.is_file())
+    relative = {p.relative_to(product): p for p in files}
+    return {
+        name.as_posix(): str(path)
+        for name, path in sorted(relative.items())
+        if not any(part.startswith(".") for part in name.parts)
+    }
+
+
+def read_member(product: Path, name: str) -> bytes:
+    """Return the bytes of one member; raises `SceneError` where it cannot be read."""
+    try:
+        return (product / name).read_bytes()
+    except OSError as error:
+        raise SceneError(f"{product.name}: cannot read {name} ({error}). Fetch the product again.") from error
+
+
+def scene_id(name: str) -> str:
+    """Turn a product's name into an id that matches `[A-Za-z0-9_-]{1,64}`.
+
+    A name that has to be changed gets a digest of itself, so that two names never become one id.
+    """
+    clean = re.sub(r"[^A-Za-z0-9_-]+", "-", name)
+    if clean == name and 0 < len(name) <= _ID_LENGTH:
+        return name
+    digest = hashlib.blake2b(name.encode(), digest_size=_DIGEST_LENGTH // 2).hexdigest()
+    return f"{clean[: _ID_LENGTH - _DIGEST_LENGTH - 1]}-{digest}"
+
+
+def product_name(product: Path) -> str:
+    """Return a product's name without the endings of its kind (`.SAFE`)."""
+    return re.sub(r"\.SAFE$", "", product.name, flags=re.IGNORECASE)
+
+
+def labels_beside(product: Path) -> str | None:
+    """Return the class raster `<product name>_landcover.tif` that stands beside a product, if there is one."""
+    raster = product.parent / f"{product_name(product)}_landcover.tif"
+    return str(raster) if raster.is_file() else None
+
+
+def choose_gsd(available: Mapping[float, KeyT], gsd_m: float | None) -> KeyT:
+    """Choose among files by pixel size in metres: the coarsest that is not coarser than wanted, else the finest.
+
+    gsd_m: None takes the finest.
+    """
+    fine_enough = [size for size in available if gsd_m is not None and size <= gsd_m]
+    return available[max(fine_enough) if fine_enough else min(available)]
+
+
+def missing_band(product: Path, band: str, folder: str, present: Sequence[str]) -> SceneError:
+    """Build the error for a requested band that has no file."""
+    there = ", ".join(present) or "no bands at all"
+    where = product / folder if folder else product
+    return SceneError(
+        f"{product.name}: no file of band {band} in {where}; there: {there}."
+        f" Fetch the product again, or take {band} out of `bands`."
+    )
+
+
+def number(text: str | None, what: str, where: str) -> float:
+    """Read a number from metadata; `what` and `where` name key and file in the `SceneError`."""
+    if text is None:
+        raise SceneError(f"{where}: {what} is missing. Fetch the product again.")
+    try:
+        return float(text)
+    except ValueError as error:
+        raise SceneError(f"{where}: {what} is {text!r}, not a number. Fetch the product again.") from error
