@@ -1,0 +1,208 @@
+"""Checkpoints that are either whole or not there.
+
+Protocol: temporary folder -> all ranks write -> barrier -> MANIFEST.json with size and SHA-256 of every file ->
+fsync -> rename -> pointer. A reader takes the newest that verifies and says why it fell back.
+
+    RUN/checkpoints/step-00000100/engine/...            DeepSpeed's state, one part a rank
+                                  weights.safetensors   full float32 weights
+                                  state.json            step, configuration, data contract, statistics
+                                  MANIFEST.json         what must be there
+    RUN/checkpoints/latest                              name of the newest
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pipeline.config import Config
+from pipeline.console import LOG
+from pipeline.contract import BandStatistics, DataContract, NormalisationKind
+from pipeline.errors import ContractError, CorruptDataError, MissingInputError, OutputError
+from pipeline.manifest import sha256, write_atomically
+from training.engine import Engine
+from training.world import World
+
+FORMAT_VERSION = 1
+_MANIFEST, _STATE, _WEIGHTS, _LATEST = "MANIFEST.json", "state.json", "weights.safetensors", "latest"
+
+
+class DataRecord(Config):
+    """What the weights expect of their input; travels with them."""
+
+    contract: DataContract
+    """The data contract of the shard set."""
+    statistics: tuple[BandStatistics, ...]
+    """One entry a band of `bands`."""
+    bands: tuple[str, ...]
+    """The bands the model reads, in order."""
+    image_px: int
+    """Side of the images in pixels."""
+    normalise: NormalisationKind
+    """Input normalisation, derived from `statistics`."""
+    digest: str
+    """Identifier of the shard set's content."""
+
+    def rgb(self) -> list[int]:
+        """Return the positions of the red, green and blue band, or the first band three times."""
+        roles = {b.role: b.name for b in self.contract.bands}
+        wanted = [roles.get(role) for role in ("red", "green", "blue")]
+        found = [self.bands.index(n) for n in wanted if n in self.bands]
+        return found if len(found) == 3 else [0, 0, 0]
+
+
+class State(Config):
+    """Everything but tensors that a checkpoint holds. Generators have no state to save: all draws are keyed."""
+
+    format_version: int = FORMAT_VERSION
+    """Version of the checkpoint's format."""
+    kind: str
+    """`pretrain` or a task's name."""
+    step: int
+    """Optimiser steps done."""
+    ranks: int
+    """Ranks that wrote it."""
+    config: dict[str, Any]
+    """The resolved configuration."""
+    data: DataRecord
+    """What the weights expect of their input."""
+
+
+@dataclass(frozen=True)
+class Store:
+    """The checkpoints of one run folder."""
+
+    run: Path
+    world: World
+    keep_last: int = 2
+
+    @property
+    def folder(self) -> Path:
+        """Where they lie."""
+        return self.run / "checkpoints"
+
+    def save(self, engine: Engine, state: State) -> Path:
+        """Write a checkpoint of `state`; collective. The older ones stay until the new one is whole."""
+        final = self.folder / f"step-{state.step:08d}"
+        partial = self.folder / f".{final.name}.partial"
+        if self.world.main:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        self.world.barrier()
+        engine.save(partial / "engine")
+        weights = engine.weights()
+        if self.world.main:
+            self._finish(partial, final, weights, state)
+        self.world.barrier()
+        return final
+
+    def _finish(self, partial: Path, final: Path, weights: dict[str, Tensor], state: State) -> None:
+        try:
+            save_file(weights, partial / _WEIGHTS)
+            (partial / _STATE).write_text(json.dumps(state.model_dump(mode="json"), indent=1))
+            _write_manifest(partial)
+            if final.exists():
+                shutil.rmtree(final)
+            partial.rename(final)
+            write_atomically(self.folder / _LATEST, final.name.encode())
+        except OSError as error:
+            raise OutputError(f"checkpoint {final} could not be written ({error}); the one before is intact.") from error
+        for old in self._newest_first()[self.keep_last :]:
+            shutil.rmtree(old)
+
+    def newest(self) -> Path | None:
+        """Return the newest checkpoint that verifies, or None; says why it passed over a newer one.
+
+        Rank 0 looks and tells the others, so that all take the same. Raises `CorruptDataError` where checkpoints
+        are there and none verifies.
+        """
+        found: list[str | None] = [self._look() if self.world.main else None]
+        name = self.world.gather(found[0])[0]
+        if name == "":
+            raise CorruptDataError(f"no checkpoint in {self.folder} verifies; move the folder away to start anew.")
+        return self.folder / str(name) if name is not None else None
+
+    def _look(self) -> str | None:
+        candidates = self._newest_first()
+        for candidate in candidates:
+            problem = next(verify(candidate), None)
+            if problem is None:
+                return candidate.name
+            LOG.warning("checkpoint %s is passed over: %s", candidate, problem)
+        return "" if candidates else None
+
+    def _newest_first(self) -> list[Path]:
+        return sorted((p for p in self.folder.glob("step-*") if p.is_dir()), reverse=True)
+
+
+def _write_manifest(folder: Path) -> None:
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    for path in files:
+        _sync(path)
+    listed = {str(p.relative_to(folder)): {"size_bytes": p.stat().st_size, "sha256": sha256(p)} for p in files}
+    write_atomically(folder / _MANIFEST, json.dumps({"format_version": FORMAT_VERSION, "files": listed}, indent=1).encode())
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def verify(folder: Path) -> Iterator[str]:
+    """Yield what is wrong with a checkpoint: nothing where it is whole."""
+    try:
+        listed = json.loads((folder / _MANIFEST).read_text())["files"]
+    except (OSError, json.JSONDecodeError, KeyError, UnicodeDecodeError) as error:
+        yield f"{_MANIFEST} cannot be read ({error})"
+        return
+    for name, expected in listed.items():
+        path = folder / name
+        if not path.is_file():
+            yield f"{name} is missing"
+        elif path.stat().st_size != expected["size_bytes"]:
+            yield f"{name} has {path.stat().st_size} bytes, not {expected['size_bytes']}"
+        elif sha256(path) != expected["sha256"]:
+            yield f"{name} does not have its recorded checksum"
+
+
+def read_state(folder: Path) -> State:
+    """Read a checkpoint's state; raises `ContractError` for a newer format."""
+    tree = json.loads((folder / _STATE).read_text())
+    if tree.get("format_version", 0) > FORMAT_VERSION:
+        raise ContractError(f"{folder} has format {tree['format_version']}; this version reads up to {FORMAT_VERSION}.")
+    return State.model_validate(tree)
+
+
+def read_weights(folder: Path, prefix: str = "") -> dict[str, Tensor]:
+    """Read the weights whose names start with `prefix`, which is taken off."""
+    with safe_open(folder / _WEIGHTS, "pt") as stream:
+        names = [n for n in stream.keys() if n.startswith(prefix)]  # noqa: SIM118 - not a dict
+        return {n[len(prefix) :]: stream.get_tensor(n) for n in names}
+
+
+def find(location: Path) -> Path:
+    """Return the checkpoint meant by a run folder or a checkpoint folder.
+
+    Raises `MissingInputError` where there is none.
+    """
+    if (location / _MANIFEST).exists():
+        return location
+    found = Store(location, World()).newest()
+    if found is None:
+        raise MissingInputError(f"no checkpoint in {location}. Give a run folder that pretraining wrote.")
+    return found
+
+

@@ -1,0 +1,67 @@
+"""The journal of a run: an append-only file that is the truth about its metrics.
+
+Each start of the run is a *life*; a resume rewinds to its checkpoint's step, and what an earlier life logged past
+it no longer counts. MLflow is fed from here and can be fed again.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+NAME = "journal.jsonl"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One logged step."""
+
+    step: int
+    time_s: float
+    """Seconds since the epoch."""
+    metrics: dict[str, float]
+
+
+class Journal:
+    """Appends to a run folder's journal; every line is flushed."""
+
+    def __init__(self, run: Path, resumed_at: int) -> None:
+        self.path = run / NAME
+        self._stream = self.path.open("a", encoding="utf-8")
+        self._write({"resumed_at": resumed_at, "time_s": time.time()})
+
+    def append(self, step: int, metrics: Mapping[str, float]) -> Line:
+        """Write the metrics of a step."""
+        line = Line(step, time.time(), dict(metrics))
+        self._write({"step": line.step, "time_s": line.time_s, "metrics": line.metrics})
+        return line
+
+    def _write(self, record: dict[str, object]) -> None:
+        self._stream.write(json.dumps(record) + "\n")
+        self._stream.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._stream.close()
+
+
+def read(run: Path) -> list[Line]:
+    """Return the lines that count, in order: those of later lives in place of what they rewound.
+
+    A last line cut short by a kill is left out; no journal gives an empty list.
+    """
+    path = run / NAME
+    lines: list[Line] = []
+    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            record = json.loads(text)
+        except json.JSONDecodeError:
+            continue
+        if "resumed_at" in record:
+            lines = [line for line in lines if line.step <= record["resumed_at"]]
+        else:
+            lines.append(Line(record["step"], record["time_s"], record["metrics"]))
+    return lines

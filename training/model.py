@@ -1,0 +1,198 @@
+"""S2MAE: a 3-D masked autoencoder on spectral cubes, written from METHOD 2 and 3.
+
+Shape letters: B batch, C bands, H W pixels, T spectral groups, S places, N = T * S tokens, K shown, M hidden,
+D width, P voxels of a cube.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from pipeline.config import Config
+from pipeline.errors import unknown
+from training.attention import initialise, stack
+from training.tokens import Layout, gather, to_cubes
+
+Target = Literal["none", "unit", "signed", "cube_standardised", "band_standardised"]
+
+
+class Size(NamedTuple):
+    """Width, depth and heads of the encoder, then of the decoder."""
+
+    width: int
+    depth: int
+    heads: int
+    decoder_width: int
+    decoder_heads: int
+
+
+SIZES: dict[str, Size] = {
+    "tiny": Size(96, 4, 3, 64, 4),
+    "small": Size(384, 12, 6, 256, 8),
+    "base": Size(768, 12, 12, 512, 16),
+    "large": Size(1024, 24, 16, 512, 16),
+    "huge": Size(1280, 32, 16, 512, 16),
+}
+
+
+class ModelConfig(Config):
+    """The masked autoencoder."""
+
+    size: str = "base"
+    """A key of `SIZES`: tiny and small are ours, for laptops."""
+    patch_px: int = Field(8, ge=1)
+    """Side of a cube in pixels."""
+    bands_per_cube: int = Field(3, ge=1)
+    """Bands of a cube; must divide the number of bands."""
+    decoder_depth: int = Field(4, ge=1)
+    """Blocks of the decoder."""
+    target: Target = "unit"
+    """What is reconstructed: the input's scale, [0, 1], [-1, 1], or standardised by cube or by cube and band."""
+    attention: str = "auto"
+    """A key of `ATTENTIONS`."""
+
+    @model_validator(mode="after")
+    def _known_size(self) -> ModelConfig:
+        if self.size not in SIZES:
+            raise ValueError(str(unknown("size", self.size, SIZES, "model.size")))
+        return self
+
+    @property
+    def dimensions(self) -> Size:
+        """The numbers behind `size`."""
+        return SIZES[self.size]
+
+
+class Positions(nn.Module):
+    """Learned position of a token: a spatial table [S, D] plus a spectral table [T, D]."""
+
+    def __init__(self, layout: Layout, width: int) -> None:
+        super().__init__()
+        self.spatial = nn.Parameter(torch.empty(layout.places, width))
+        self.spectral = nn.Parameter(torch.empty(layout.groups, width))
+        for table in (self.spatial, self.spectral):
+            nn.init.trunc_normal_(table, std=0.02)
+
+    def forward(self, tokens_BK: Tensor) -> Tensor:
+        """Return the positions [B, K, D] of token indices [B, K]."""
+        places = self.spatial.shape[0]
+        return self.spatial[tokens_BK % places] + self.spectral[tokens_BK // places]
+
+
+class Encoder(nn.Module):
+    """Embeds and encodes chosen cubes only: gathered first, embedded after."""
+
+    def __init__(self, config: ModelConfig, layout: Layout) -> None:
+        super().__init__()
+        width, depth, heads, _, _ = config.dimensions
+        self.layout, self.width, self.depth = layout, width, depth
+        self.embed = nn.Linear(layout.voxels, width)
+        self.positions = Positions(layout, width)
+        self.blocks = stack(width, depth, heads, config.attention)
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.apply(initialise)
+
+    def forward(self, cubes_BNP: Tensor, shown_BK: Tensor) -> Tensor:
+        """Encode the cubes at indices [B, K] of [B, N, P] to [B, K, D]."""
+        x = self.embed(gather(cubes_BNP, shown_BK).to(self.embed.weight.dtype))
+        x = x + self.positions(shown_BK)
+        for block in self.blocks:
+            x = block(x)
+        encoded: Tensor = self.norm(x)
+        return encoded
+
+    def everything(self, cubes_BNP: Tensor) -> Tensor:
+        """Encode all cubes [B, N, P] to [B, N, D], as downstream tasks do."""
+        B, N, _ = cubes_BNP.shape
+        encoded: Tensor = self(cubes_BNP, torch.arange(N, device=cubes_BNP.device).expand(B, N))
+        return encoded
+
+
+class Decoder(nn.Module):
+    """Self-attention decoder: encoded cubes and mask tokens with positions of its own, to voxels."""
+
+    def __init__(self, config: ModelConfig, layout: Layout) -> None:
+        super().__init__()
+        encoder_width, _, _, width, heads = config.dimensions
+        self.enter = nn.Linear(encoder_width, width)
+        self.mask_token = nn.Parameter(torch.empty(width))
+        self.positions = Positions(layout, width)
+        self.blocks = stack(width, config.decoder_depth, heads, config.attention)
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.leave = nn.Linear(width, layout.voxels)
+        nn.init.normal_(self.mask_token, std=0.02)
+        self.apply(initialise)
+
+    def forward(self, encoded_BKD: Tensor, shown_BK: Tensor, hidden_BM: Tensor) -> Tensor:
+        """Predict the voxels [B, M, P] of the hidden cubes. Token order does not matter to attention."""
+        shown = self.enter(encoded_BKD) + self.positions(shown_BK)
+        x = torch.cat([shown, self.mask_token + self.positions(hidden_BM)], dim=1)
+        for block in self.blocks:
+            x = block(x)
+        predicted: Tensor = self.leave(self.norm(x[:, shown_BK.shape[1] :]))
+        return predicted
+
+
+@dataclass(frozen=True)
+class MAEOutput:
+    """What a forward pass returns."""
+
+    loss_sum: Tensor
+    """Squared error, averaged over a cube's voxels, summed over the counted cubes; float32 scalar."""
+    predicted_BMP: Tensor
+    """Predicted voxels of the hidden cubes, on the target's scale."""
+
+
+class SpatialSpectralMAE(nn.Module):
+    """The masked autoencoder: encoder over the shown cubes, decoder to the hidden ones, loss on the counted."""
+
+    def __init__(self, config: ModelConfig, layout: Layout) -> None:
+        super().__init__()
+        self.config, self.layout = config, layout
+        self.encoder = Encoder(config, layout)
+        self.decoder = Decoder(config, layout)
+
+    def forward(self, image_BCHW: Tensor, shown_BK: Tensor, hidden_BM: Tensor, counted_BM: Tensor) -> MAEOutput:
+        """Reconstruct normalised images [B, C, H, W]; see `MAEOutput`."""
+        cubes_BNP = to_cubes(image_BCHW, self.layout)
+        encoded_BKD = self.encoder(cubes_BNP, shown_BK)
+        predicted_BMP = self.decoder(encoded_BKD, shown_BK, hidden_BM).float()
+        wanted_BMP = targets(gather(cubes_BNP, hidden_BM).float(), self.config, self.layout)
+        error_BM = (predicted_BMP - wanted_BMP).square().mean(-1)
+        return MAEOutput((error_BM * counted_BM).sum(), predicted_BMP)
+
+
+def targets(cubes_BMP: Tensor, config: ModelConfig, layout: Layout) -> Tensor:
+    """Return what the decoder should predict for cubes [B, M, P] on the input's scale (METHOD 3)."""
+    if config.target in ("none", "unit"):
+        return cubes_BMP if config.target == "none" else cubes_BMP.clamp(0, 1)
+    if config.target == "signed":
+        return 2 * cubes_BMP.clamp(0, 1) - 1
+    if config.target == "cube_standardised":
+        return standardise(cubes_BMP)
+    bands = cubes_BMP.unflatten(-1, (layout.bands_per_cube, -1))
+    return standardise(bands).flatten(-2)
+
+
+def standardise(x: Tensor) -> Tensor:
+    """Shift and scale the last axis to mean 0 and deviation 1; a constant one becomes 0."""
+    centred = x - x.mean(-1, keepdim=True)
+    return centred / (centred.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+
+
+def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+    """Return AdamW's parameter groups: decay on matrices, none on biases and one-dimensional parameters."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    decayed, free = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim <= 1]
+    groups = ({"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0})
+    return [dict(group) for group in groups if group["params"]]
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Return the number of parameters."""
+    return sum(p.numel() for p in model.parameters())

@@ -1,0 +1,62 @@
+"""Pictures of a run: what was shown, what was predicted, what was there."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import MissingPackageError
+from pipeline.manifest import write_atomically
+
+Curve = Sequence[tuple[int, float]]
+Row = Mapping[str, NDArray[np.float32]]
+"""Title -> RGB array [y, x, 3]."""
+
+
+def _pyplot() -> object:
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise MissingPackageError("pictures need matplotlib; install it with `make setup`.") from error
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def reconstruction(rows: Sequence[Row], path: Path) -> Path:
+    """Write a picture with one row an image and one column a named RGB array [y, x, 3]; returns `path`."""
+    plt = _pyplot()
+    titles = list(rows[0])
+    figure, axes = plt.subplots(len(rows), len(titles), figsize=(2 * len(titles), 2 * len(rows)), squeeze=False)  # type: ignore[attr-defined]
+    for line, row in zip(axes, rows, strict=True):
+        for axis, title in zip(line, titles, strict=True):
+            axis.imshow(np.clip(row[title], 0, 1), interpolation="nearest")
+            axis.set_axis_off()
+    for axis, title in zip(axes[0], titles, strict=True):
+        axis.set_title(title, fontsize=8)
+    return _write(figure, path)
+
+
+def curves(lines: Mapping[str, Curve], label: str, path: Path) -> Path:
+    """Write curves over each other into one picture, `label` on the y axis; returns `path`."""
+    plt = _pyplot()
+    figure, axis = plt.subplots(figsize=(7, 4))  # type: ignore[attr-defined]
+    for name, points in lines.items():
+        axis.plot([s for s, _ in points], [v for _, v in points], label=name, linewidth=1.2)
+    axis.set(xlabel="step", ylabel=label)
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
+    return _write(figure, path)
+
+
+def _write(figure: object, path: Path) -> Path:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")  # type: ignore[attr-defined]
+    _pyplot().close(figure)  # type: ignore[attr-defined]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return write_atomically(path, buffer.getvalue())

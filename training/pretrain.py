@@ -1,0 +1,179 @@
+"""Pretrain the masked autoencoder: shards to weights.
+
+`python training/pretrain.py CONFIG [a.b=c ...]`, in one process or in as many as RANK and WORLD_SIZE say.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+if not __package__:  # run by path: `python training/pretrain.py`
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from pipeline.console import Command, run, say, table
+from pipeline.contract import normalisation
+from training import masking, panels, runs
+from training.checkpoint import DataRecord
+from training.data import Batch, ShardStream, make_view
+from training.engine import Engine
+from training.loop import Prepared, Span, train
+from training.masking import Choice, MaskingConfig
+from training.model import ModelConfig, SpatialSpectralMAE, count_parameters, decay_groups
+from training.reader import ShardReader
+from training.tokens import Layout, Normaliser, to_cubes, to_image
+from training.tracking import Tracker
+from training.world import World
+
+COMMAND = Command(
+    "Pretrain a spectral masked autoencoder (S2MAE) on a shard set.",
+    "configs/pretrain/default.yaml",
+    """  python training/pretrain.py configs/pretrain/default.yaml data.shards=/path/to/shards
+  python training/pretrain.py configs/pretrain/demo.yaml name=trial masking.strategy=saliency
+  bash slurm/pretrain.sh CONFIG        the same on a laptop
+  sbatch slurm/pretrain.sh CONFIG      the same on a cluster""",
+)
+
+
+class PretrainConfig(runs.RunConfig):
+    """A pretraining run."""
+
+    model: ModelConfig = ModelConfig()
+    """The masked autoencoder."""
+    masking: MaskingConfig = MaskingConfig()
+    """What is hidden."""
+    panel_images: int = Field(4, ge=0)
+    """Images in the reconstruction panel written at the end; 0 writes none."""
+
+
+class Pretraining:
+    """The work of a pretraining step: choose what is shown, reconstruct the rest."""
+
+    kind = "pretrain"
+
+    def __init__(self, config: PretrainConfig, world: World) -> None:
+        """Open the data and fit model and masking to it; all that can be wrong is found here."""
+        self.config, self.world = config, world
+        reader = ShardReader(config.data.shards, config.data.split, config.data.verify)
+        contract = reader.manifest.contract
+        view = make_view(contract, config.data, config.model.patch_px)
+        view = replace(view, richness_weight=config.masking.richness_weight, seed=config.seed)
+        names = tuple(contract.band_names[i] for i in view.bands)
+        statistics = tuple(reader.manifest.statistics[i] for i in view.bands)
+        self.layout = Layout(len(names), view.image_px, config.model.patch_px, config.model.bands_per_cube)
+        masking.check(config.masking, self.layout.tokens, self.layout.groups)
+        self.normaliser = Normaliser(normalisation(config.data.normalise, statistics))
+        self.stream = ShardStream(reader, view, config.batch, world)
+        self.span = Span.of(config, self.stream)
+        self.data = DataRecord(
+            contract=contract,
+            statistics=statistics,
+            bands=names,
+            image_px=view.image_px,
+            normalise=config.data.normalise,
+            digest=reader.manifest.digest(),
+        )
+        torch.manual_seed(config.seed)
+        self.model = SpatialSpectralMAE(config.model, self.layout)
+
+    def groups(self) -> list[dict[str, object]]:
+        """Return the optimiser's parameter groups."""
+        return decay_groups(self.model, self.config.optimiser.weight_decay)
+
+    def choose(self, batch: Batch) -> Choice:
+        """Choose the shown cubes of a batch: a pure function of (seed, sample, epoch, saliency, lambda(step))."""
+        config = self.config.masking
+        noise = masking.token_noise(self.config.seed, batch.ids, batch.epoch, self.layout.tokens)
+        strength = masking.strength(config, batch.step, self.span.warmup, self.span.total)
+        return masking.choose(masking.Draw(noise, batch.saliency_BS, self.layout.groups, strength, config), batch.valid_BS)
+
+    def prepare(self, batch: Batch, engine: Engine) -> Prepared:
+        """Choose the masks and make the losses ready."""
+        choice = self.choose(batch)
+        return Prepared(self._losses(batch, choice, engine), float(choice.counted_BM.sum()), choice.observed)
+
+    def _losses(self, batch: Batch, choice: Choice, engine: Engine) -> Iterator[Tensor]:
+        for part in batch.micro_batches(self.stream.accumulation):
+            yield engine.module(*self._inputs(batch, choice, part)).loss_sum
+
+    def _inputs(self, batch: Batch, choice: Choice, part: slice) -> tuple[Tensor, ...]:
+        """Put one micro-batch on the device: int16 travels, normalisation happens there."""
+        device = self.world.device
+        image_BCHW = self.normaliser(batch.image_BCHW[part].to(device, non_blocking=True))
+        tokens = (choice.shown_BK, choice.hidden_BM, choice.counted_BM)
+        return image_BCHW, *(torch.from_numpy(a[part]).to(device) for a in tokens)
+
+    def measure(self, step: int, engine: Engine) -> dict[str, float]:
+        """Nothing but the loss is measured on the way."""
+        return {}
+
+    def plan(self) -> str:
+        """Tell what the run is going to be."""
+        config, world = self.config, self.world
+        shown = masking.check(config.masking, self.layout.tokens, self.layout.groups)
+        samples = len(self.stream.reader)
+        rows = [
+            ("run", str(config.folder)),
+            ("data", f"{samples} samples of {config.data.shards}, {len(self.data.bands)} bands, {self.data.image_px} px"),
+            ("model", f"{config.model.size}, {count_parameters(self.model) / 1e6:.2f} M parameters"),
+            ("tokens", f"{shown} of {self.layout.tokens} cubes shown, masking {config.masking.strategy}"),
+            ("steps", f"{self.span.total} of {config.batch.size} samples, {self.stream.steps_per_epoch} an epoch"),
+            ("engine", f"ZeRO {config.engine.zero_stage}, {config.engine.resolve(world.device)}, {world.size} x {world.device.type}"),
+        ]
+        return table(("what", "this run"), rows)
+
+    def finish(self, engine: Engine, tracker: Tracker) -> str:
+        """Draw what was shown, predicted and there; say what to do next."""
+        config = self.config
+        if config.panel_images:
+            path = config.folder / "panels" / "reconstruction.png"
+            rows = self._panel_rows(engine)
+            if self.world.main:
+                tracker.artifact(panels.reconstruction(rows, path), "panels")
+        return (
+            f"weights: {config.folder}/checkpoints\n"
+            f"fine-tune: python training/finetune.py init={config.folder} data.shards={config.data.shards}\n"
+            f"compare: python training/compare.py --output {config.output}\n"
+            f"curves: {runs.tracker_hint(config)}"
+        )
+
+    @torch.no_grad()
+    def _panel_rows(self, engine: Engine) -> list[panels.Row]:
+        """Reconstruct the first images of the run."""
+        batch = self.stream[0]
+        image, shown, hidden, counted = self._inputs(batch, self.choose(batch), slice(0, self.config.panel_images))
+        predicted = engine.module(image, shown, hidden, counted).predicted_BMP
+        predicted = (predicted + 1) / 2 if self.config.model.target == "signed" else predicted
+        cubes, place = to_cubes(image, self.layout), hidden.unsqueeze(-1).expand_as(predicted)
+        columns = {
+            "shown": to_image(cubes.scatter(1, place, 0.0), self.layout),
+            "reconstructed": to_image(cubes.scatter(1, place, predicted), self.layout),
+            "original": image,
+        }
+        bands = self.data.rgb()
+        return [{k: v[i][bands].permute(1, 2, 0).cpu().numpy() for k, v in columns.items()} for i in range(len(image))]
+
+
+def pretrain(config: PretrainConfig, world: World) -> bool:
+    """Run or resume a pretraining; True when it is complete, False when it was interrupted and saved."""
+    world.connect(config.engine.timeout_s)
+    if runs.prepare(config, world):
+        return train(Pretraining(config, world))
+    if world.main:
+        say(f"{config.folder} is complete; give another name=... for a new run.")
+    return True
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the entry; returns the exit code."""
+    return runs.main(argv, COMMAND, PretrainConfig, pretrain)
+
+
+if __name__ == "__main__":
+    run(main)

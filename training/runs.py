@@ -1,0 +1,166 @@
+"""What pretraining and fine-tuning have in common: the run folder, starting, resuming, ending.
+
+    RUN/config.yaml      the resolved configuration
+    RUN/journal.jsonl    every metric
+    RUN/checkpoints/     see `training.checkpoint`
+    RUN/panels/          pictures
+    RUN/COMPLETE or RUN/INTERRUPTED
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import Field, field_validator
+
+from pipeline import __version__
+from pipeline.config import ROOT, Config, UserPath, differences, dump, flatten, load, parse_yaml
+from pipeline.console import Command, say
+from pipeline.errors import EXIT_DONE, EXIT_INTERRUPTED, ConfigError, OutputError
+from pipeline.manifest import write_atomically
+from training.data import BatchConfig, DataConfig
+from training.engine import EngineConfig
+from training.guards import COMPLETE, clear_marks
+from training.schedule import OptimiserConfig
+from training.tracking import RunIdentity, TrackingConfig
+from training.world import World
+
+_FREE = ("output", "name", "stop_at", "resume", "tracking", "save_every_steps", "keep_last", "data.workers",
+         "data.verify", "data.shards", "panel_images", "engine.timeout_s")  # fmt: skip
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
+
+
+class RunConfig(Config):
+    """What every training run is told."""
+
+    name: str
+    """Name of the run and of its folder below `output`."""
+    output: UserPath = Path("runs")
+    """Folder that holds the runs, their MLflow database and artifacts."""
+    seed: int = Field(0, ge=0)
+    """Decides initial weights, order of samples, augmentation and masks."""
+    resume: Literal["auto", "changed"] = "auto"
+    """auto goes on from the newest checkpoint and refuses a changed configuration; changed allows it."""
+    stop_at: int | None = Field(None, ge=1)
+    """Save and stop after this step, as if interrupted; the schedule stays that of the whole run."""
+    save_every_steps: int = Field(500, ge=1)
+    """Steps between checkpoints."""
+    keep_last: int = Field(2, ge=2)
+    """Checkpoints kept."""
+    tracking: TrackingConfig = TrackingConfig()
+    """Where the run is recorded."""
+    data: DataConfig
+    """The shard set and how it is presented."""
+    batch: BatchConfig = BatchConfig()
+    """Samples of a step."""
+    optimiser: OptimiserConfig = OptimiserConfig()
+    """AdamW and its schedule."""
+    engine: EngineConfig = EngineConfig()
+    """DeepSpeed."""
+    epochs: int = Field(200, ge=1)
+    """Passes over the data."""
+    steps: int | None = Field(None, ge=1)
+    """Optimiser steps in all; null takes them from `epochs`."""
+
+    @field_validator("name")
+    @classmethod
+    def _plain_name(cls, name: str) -> str:
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"{name!r} cannot be a folder's name; use letters, digits, `.`, `_` and `-`")
+        return name
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return self.output / self.name
+
+
+RunConfigT = TypeVar("RunConfigT", bound=RunConfig)
+
+
+def main(
+    argv: Sequence[str], command: Command, model: type[RunConfigT], train: Callable[[RunConfigT, World], bool]
+) -> int:
+    """Run an entry: load the configuration, train, tell how it ended by the exit code."""
+    parser = command.parser()
+    parser.add_argument("--run-folder", action="store_true", help="print the run folder and stop")
+    asked = parser.parse_args(argv)
+    path, words = command.split(asked.words)
+    config = load(model, path, words)
+    if asked.run_folder:
+        say(str(config.folder))
+        return EXIT_DONE
+    world = World.from_env()
+    try:
+        complete = train(config, world)
+    finally:
+        world.close()
+    return EXIT_DONE if complete else EXIT_INTERRUPTED
+
+
+def prepare(config: RunConfig, world: World) -> bool:
+    """Make the run folder and record the configuration; return False where the run is already complete.
+
+    Raises `ConfigError` where the folder holds a run of another configuration, or ranks differ.
+    """
+    world.require_same("configuration", dump(config))
+    world.require_same("code version", __version__)
+    recorded = config.folder / "config.yaml"
+    if recorded.exists() and config.resume == "auto":
+        _require_unchanged(parse_yaml(recorded.read_text(), str(recorded)), config)
+    complete = (config.folder / COMPLETE).exists() and config.resume == "auto"
+    world.barrier()  # all have looked before rank 0 writes
+    if world.main and not complete:
+        try:
+            config.folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(recorded, dump(config).encode())
+        except OSError as error:
+            raise OutputError(f"cannot write to the run folder {config.folder} ({error}); choose another `output`.") from error
+        clear_marks(config.folder)
+    world.barrier()
+    return not complete
+
+
+def _require_unchanged(before: dict[str, Any], config: RunConfig) -> None:
+    changed = [d for d in differences(before, config.model_dump(mode="json")) if not d.startswith(_FREE)]
+    if changed:
+        raise ConfigError(
+            f"{config.folder} holds a run of another configuration ({'; '.join(changed)}). Give another name=..., or"
+            " resume=changed to go on all the same."
+        )
+
+
+def identity(config: RunConfig, kind: str, extra: Mapping[str, object]) -> RunIdentity:
+    """Describe a run for MLflow: flat configuration, versions, commit."""
+    parameters = flatten(config.model_dump(mode="json")) | dict(extra)
+    tags = {"git_commit": git_commit(), "python": platform.python_version(), "code_version": __version__}
+    return RunIdentity(config.folder, kind, parameters, tags | {f"version.{p}": _version(p) for p in ("torch", "deepspeed")})
+
+
+def git_commit() -> str:
+    """Return the commit of the project's checkout, `unknown` outside of one."""
+    asked = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)  # noqa: S607
+    return asked.stdout.strip() or "unknown"
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "absent"
+
+
+def tracker_hint(config: RunConfig) -> str:
+    """Return the line that opens MLflow on a run's results."""
+    uri = config.tracking.resolve(config.output)
+    mlflow = Path(sys.executable).with_name("mlflow")
+    program = os.path.relpath(mlflow) if mlflow.exists() else "mlflow"
+    return f"{program} ui --backend-store-uri {uri}" if uri.startswith("sqlite:") else f"open {uri}"

@@ -1,0 +1,272 @@
+"""MLflow, fed by a background thread from the journal, and read back for comparison.
+
+Training never waits for the tracker: `log` appends to the journal and puts a line in a queue. Only steps that a
+checkpoint has committed are sent, because MLflow cannot take a point back after a resume.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import math
+import os
+import queue
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import Field
+
+from pipeline.config import Config
+from pipeline.console import LOG
+from pipeline.errors import MissingInputError, MissingPackageError
+from pipeline.manifest import write_atomically
+from training import journal
+from training.journal import Journal
+
+_LINK = "mlflow.json"
+_BATCH = 900  # MLflow takes 1 000 metrics a call
+
+
+class TrackingConfig(Config):
+    """Where runs are recorded."""
+
+    experiment: str = "spectral"
+    """MLflow experiment."""
+    uri: str | None = None
+    """Tracking server; null takes MLFLOW_TRACKING_URI, or else a sqlite file in the output folder."""
+    close_timeout_s: float = Field(60.0, ge=0)
+    """How long the end of a run waits for MLflow to take the rest; the journal keeps what it did not."""
+
+    def resolve(self, output: Path) -> str:
+        """Return the tracking address for runs below `output`."""
+        return self.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{output.resolve() / 'mlflow.db'}"
+
+
+@dataclass(frozen=True)
+class RunIdentity:
+    """What MLflow is told about a run once."""
+
+    run: Path
+    """The run folder; its parent is the output folder and its name the run's."""
+    kind: str
+    """`pretrain` or a task's name."""
+    parameters: Mapping[str, object]
+    """Flat configuration."""
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+class Tracker:
+    """Journal and MLflow of one run; use as a context manager, on rank 0 (elsewhere it does nothing)."""
+
+    def __init__(self, identity: RunIdentity, config: TrackingConfig, resumed_at: int, active: bool) -> None:
+        self.identity, self.config, self.active = identity, config, active
+        self._status = "FAILED"
+        if active:
+            self._journal = Journal(identity.run, resumed_at)
+            self._feeder = _Feeder(identity, config)
+
+    def __enter__(self) -> Self:
+        if self.active:
+            self._feeder.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.active:
+            self._journal.close()
+            self._feeder.close(self._status)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Record the metrics of a step; no network, no database."""
+        if self.active:
+            self._journal.append(step, metrics)
+
+    def commit(self, step: int) -> None:
+        """Let MLflow have everything up to `step`: a checkpoint holds it, so no resume will rewind it."""
+        if self.active:
+            self._feeder.put(lambda feeder: feeder.send_up_to(step))
+
+    def artifact(self, path: Path, folder: str = "") -> None:
+        """Hand a file to MLflow."""
+        if self.active:
+            self._feeder.put(lambda feeder: feeder.send_file(path, folder))
+
+    def finish(self, complete: bool) -> None:
+        """Say how the run ended; without it an exit counts as failed."""
+        self._status = "FINISHED" if complete else "KILLED"
+
+
+class _Feeder(threading.Thread):
+    """Sends to MLflow, one thing after the other; problems are told once and cost nothing else."""
+
+    def __init__(self, identity: RunIdentity, config: TrackingConfig) -> None:
+        super().__init__(name="mlflow-feeder", daemon=True)
+        self.identity, self.config = identity, config
+        self.uri = config.resolve(identity.run.parent)
+        self._jobs: queue.Queue[Callable[[_Feeder], None] | None] = queue.Queue()
+        self._client: Any = None
+        self._run_id, self._sent = "", -1
+
+    def put(self, job: Callable[[_Feeder], None]) -> None:
+        """Queue a job."""
+        self._jobs.put(job)
+
+    def close(self, status: str) -> None:
+        """Queue the end and wait for it, for a bounded time."""
+        self.put(lambda feeder: feeder.end(status))
+        self._jobs.put(None)
+        self.join(self.config.close_timeout_s)
+        if self.is_alive():
+            LOG.warning("MLflow at %s did not take everything in time; %s has it all.", self.uri, self.identity.run / journal.NAME)
+
+    def run(self) -> None:
+        """Work through the queue."""
+        self._guarded(_Feeder.open_run)
+        while (job := self._jobs.get()) is not None:
+            self._guarded(job)
+
+    def _guarded(self, job: Callable[[_Feeder], None]) -> None:
+        try:
+            if self._client is None and job is not _Feeder.open_run:
+                return
+            job(self)
+        except _mlflow_errors() as error:
+            LOG.warning("MLflow at %s: %s. The journal in %s is complete.", self.uri, str(error).splitlines()[0], self.identity.run)
+
+    def open_run(self) -> None:
+        """Create the MLflow run, or go on with the one this folder had at this address."""
+        client = connect(self.uri)
+        link = self.identity.run / _LINK
+        known = json.loads(link.read_text()) if link.exists() else {}
+        if known.get("uri") == self.uri:
+            self._run_id, self._sent = known["run_id"], known["sent"]
+            client.update_run(self._run_id, status="RUNNING")
+        else:
+            self._run_id = self._create(client)
+        self._client = client
+        self._remember()
+
+    def _create(self, client: Any) -> str:
+        experiment = _experiment_id(client, self.uri, self.config.experiment, self.identity.run.parent)
+        tags = {"kind": self.identity.kind, "run_folder": str(self.identity.run), **self.identity.tags}
+        run = client.create_run(experiment, run_name=self.identity.run.name, tags=tags)
+        for key, value in self.identity.parameters.items():
+            client.log_param(run.info.run_id, key, str(value)[:6000])
+        return str(run.info.run_id)
+
+    def send_up_to(self, step: int) -> None:
+        """Send the journal's lines past the last one sent, up to `step`."""
+        from mlflow.entities import Metric
+
+        lines = [x for x in journal.read(self.identity.run) if self._sent < x.step <= step]
+        points = [Metric(k, v, int(x.time_s * 1000), x.step) for x in lines for k, v in x.metrics.items() if math.isfinite(v)]
+        for start in range(0, len(points), _BATCH):
+            self._client.log_batch(self._run_id, metrics=points[start : start + _BATCH])
+        self._sent = max(step, self._sent)
+        self._remember()
+
+    def send_file(self, path: Path, folder: str) -> None:
+        """Send a file."""
+        self._client.log_artifact(self._run_id, str(path), folder or None)
+
+    def end(self, status: str) -> None:
+        """Close the MLflow run."""
+        self._client.set_terminated(self._run_id, status=status)
+
+    def _remember(self) -> None:
+        record = {"uri": self.uri, "run_id": self._run_id, "sent": self._sent}
+        write_atomically(self.identity.run / _LINK, json.dumps(record).encode())
+
+
+def _mlflow_errors() -> tuple[type[Exception], ...]:
+    """Everything a tracker may do to us: none of it may stop a training."""
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    return (MlflowException, SQLAlchemyError, OSError, ValueError, KeyError, RuntimeError)
+
+
+def connect(uri: str) -> Any:
+    """Return a client of the tracking address; a new sqlite file gets its tables once, under a lock."""
+    try:
+        from mlflow.tracking import MlflowClient
+    except ImportError as error:
+        raise MissingPackageError("tracking needs mlflow; install it with `make setup`, or `pip install mlflow`.") from error
+    for noisy in ("mlflow", "alembic"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    with _locked(uri):
+        client = MlflowClient(tracking_uri=uri)
+        client.search_experiments(max_results=1)
+    return client
+
+
+@contextmanager
+def _locked(uri: str) -> Iterator[None]:
+    if not uri.startswith("sqlite:///"):
+        yield
+        return
+    lock = Path(uri.removeprefix("sqlite:///")).with_suffix(".lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+def _experiment_id(client: Any, uri: str, name: str, output: Path) -> str:
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        return str(found.experiment_id)
+    local = (output.resolve() / "mlartifacts").as_uri() if uri.startswith("sqlite:") else None
+    return str(client.create_experiment(name, artifact_location=local))
+
+
+@dataclass(frozen=True)
+class RecordedRun:
+    """One run as MLflow tells it."""
+
+    name: str
+    kind: str
+    status: str
+    duration_s: float
+    parameters: dict[str, str]
+    metrics: dict[str, float]
+    """Last value of each metric."""
+    curves: dict[str, list[tuple[int, float]]]
+    """(step, value) of the metrics asked for."""
+
+
+def read_runs(uri: str, experiment: str, curves: Sequence[str]) -> list[RecordedRun]:
+    """Read all runs of an experiment, oldest first, with the named metrics' histories.
+
+    Raises `MissingInputError` where there is no such experiment.
+    """
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+        raise MissingInputError(f"no MLflow database at {uri}. Give --output the folder that holds the runs.")
+    client = connect(uri)
+    found = client.get_experiment_by_name(experiment)
+    if found is None:
+        names = ", ".join(e.name for e in client.search_experiments()) or "none"
+        raise MissingInputError(f"no experiment `{experiment}` at {uri}; there are: {names}.")
+    runs = client.search_runs([found.experiment_id], order_by=["attributes.start_time ASC"], max_results=1000)
+    return [_recorded(client, run, curves) for run in runs]
+
+
+def _recorded(client: Any, run: Any, curves: Sequence[str]) -> RecordedRun:
+    info, data = run.info, run.data
+    wanted = [name for name in curves if name in data.metrics]
+    histories = {name: client.get_metric_history(info.run_id, name) for name in wanted}
+    return RecordedRun(
+        name=info.run_name,
+        kind=data.tags.get("kind", "?"),
+        status=info.status,
+        duration_s=((info.end_time or info.start_time) - info.start_time) / 1000,
+        parameters=dict(data.params),
+        metrics=dict(data.metrics),
+        curves={name: sorted((p.step, p.value) for p in points) for name, points in histories.items()},
+    )
