@@ -1,0 +1,240 @@
+"""The Zarr v3 archive: one group a scene, complete or absent.
+
+A group is written into a folder of its own and renamed when its completeness marker, which lists every file
+with size and checksum, is on disk. Readers check the marker first: Zarr itself takes a missing chunk for an
+empty one. Attributes follow CF and GeoZarr, so xarray and rioxarray open a group with CRS and band names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from affine import Affine
+from numpy.typing import NDArray
+from rasterio.crs import CRS
+from zarr.codecs import BloscCodec, Crc32cCodec
+
+from pipeline.errors import ContractError, CorruptDataError
+from pipeline.manifest import write_atomically
+from pipeline.sample import NODATA, SCALE, Flag
+from preprocessing.conventions import crs_attributes, group_attributes, mask_attributes, reflectance_attributes
+from preprocessing.grids import Grid
+
+FORMAT_VERSION = 1
+FOLDER = "archive.zarr"
+MARKER = "COMPLETE.json"
+CHUNK_PX = 256
+SHARD_PX = 2048
+NO_LABEL = 255
+"""Stored where a pixel has no class."""
+
+
+@dataclass(frozen=True)
+class SceneHeader:
+    """What a stored scene says about itself."""
+
+    id: str
+    sensor: str
+    level: str
+    reader: str
+    acquired: str
+    bands: tuple[str, ...]
+    indices: tuple[str, ...]
+    grid: Grid
+    notes: tuple[str, ...] = ()
+    licence: str = ""
+    source: str = ""
+
+
+def create(store: Path) -> None:
+    """Make the empty store, or check that this version can read the one that is there."""
+    if not (store / "zarr.json").exists():
+        zarr.create_group(store, zarr_format=3, attributes={"format_version": FORMAT_VERSION})
+        return
+    version = zarr.open_group(store, mode="r", zarr_format=3).attrs.get("format_version")
+    if version != FORMAT_VERSION:
+        raise ContractError(f"{store} has format {version}; this version writes {FORMAT_VERSION}. Take another `output`.")
+
+
+class SceneWriter:
+    """Writes one scene's group into a folder that only `finish` turns into part of the archive."""
+
+    def __init__(self, folder: Path, header: SceneHeader) -> None:
+        """Start an empty group in `folder`, replacing what an interrupted run left there."""
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self._header = header
+        self._group = zarr.create_group(folder, zarr_format=3, attributes=group_attributes(header.grid.crs, header.grid))
+        self._group.attrs["scene"] = _header_tree(header)
+        shape = (len(header.bands), *header.grid.shape_px)
+        self.reflectance = self._image("reflectance", shape, np.dtype(np.int16), NODATA)
+        self.reflectance.attrs.update(reflectance_attributes(header.level))
+        self.mask = self._image("mask", shape[1:], np.dtype(np.uint8), int(Flag.NODATA))
+        self.mask.attrs.update(mask_attributes())
+        self._coordinates()
+
+    def _image(self, name: str, shape: tuple[int, ...], kind: np.dtype[Any], fill: int) -> zarr.Array[Any]:
+        lead, sides = shape[:-2], shape[-2:]
+        shard = tuple(min(SHARD_PX, -(-side // CHUNK_PX) * CHUNK_PX) for side in sides)
+        return self._group.create_array(
+            name,
+            shape=shape,
+            dtype=kind,
+            chunks=(1,) * len(lead) + (CHUNK_PX, CHUNK_PX),
+            shards=(1,) * len(lead) + shard,
+            compressors=_codecs(kind.itemsize),
+            fill_value=fill,
+            dimension_names=("band", "y", "x")[-len(shape) :],
+            config={"write_empty_chunks": True},
+        )
+
+    def _plain(self, name: str, data: NDArray[Any], dimensions: tuple[str, ...], attributes: dict[str, Any]) -> None:
+        array = self._group.create_array(
+            name,
+            shape=data.shape,
+            dtype=data.dtype,
+            chunks=data.shape,
+            compressors=_codecs(data.dtype.itemsize),
+            dimension_names=dimensions,
+            attributes=attributes,
+            config={"write_empty_chunks": True},
+        )
+        array[...] = data
+
+    def _coordinates(self) -> None:
+        header = self._header
+        x, y = header.grid.centres()
+        units = "degrees" if header.grid.crs.is_geographic else "m"
+        kinds = ("longitude", "latitude") if header.grid.crs.is_geographic else ("projection_x_coordinate", "projection_y_coordinate")
+        self._plain("x", x, ("x",), {"units": units, "standard_name": kinds[0], "axis": "X"})
+        self._plain("y", y, ("y",), {"units": units, "standard_name": kinds[1], "axis": "Y"})
+        self._names("band", header.bands)
+        self._plain("spatial_ref", np.array(0, np.int32), (), crs_attributes(header.grid.crs, header.grid.transform))
+
+    def _names(self, name: str, values: Sequence[str]) -> None:
+        array = self._group.create_array(
+            name, shape=(len(values),), dtype=str, chunks=(len(values),), compressors=[Crc32cCodec()], dimension_names=(name,)
+        )
+        array[...] = np.array(values, object)
+
+    def write_labels(self, codes: NDArray[np.uint8]) -> None:
+        """Store class codes [y, x]."""
+        self._image("label", codes.shape, np.dtype(np.uint8), NO_LABEL)[...] = codes
+
+    def write_cells(self, cells: NDArray[np.float32]) -> None:
+        """Store cell statistics [index, y / cell, x / cell, (n, mean, std)]."""
+        self._plain("cells", cells, ("index", "cell_y", "cell_x", "statistic"), {"units": "1"})
+        self._names("index", self._header.indices)
+        self._names("statistic", ("n", "mean", "std"))
+
+    def finish(self, store: Path, digests: dict[str, str]) -> None:
+        """Write the marker and make the group part of `store` in one step."""
+        files = {str(p.relative_to(self.folder).as_posix()): _fingerprint(p, sync=True) for p in _files(self.folder)}
+        tree = {"format_version": FORMAT_VERSION, "digests": digests, "files": files}
+        write_atomically(self.folder / MARKER, json.dumps(tree, indent=0, sort_keys=True).encode())
+        final = store / self._header.id
+        shutil.rmtree(final, ignore_errors=True)
+        self.folder.rename(final)
+
+
+def _codecs(itemsize: int) -> list[Any]:
+    shuffle = "bitshuffle" if itemsize < 8 else "shuffle"
+    return [BloscCodec(cname="zstd", clevel=1, shuffle=shuffle, typesize=itemsize), Crc32cCodec()]
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MARKER)
+
+
+def _fingerprint(path: Path, sync: bool = False) -> list[Any]:
+    """Return [bytes, SHA-256] of a file, after forcing it to disk where asked."""
+    with path.open("rb") as stream:
+        if sync:
+            os.fsync(stream.fileno())
+        return [path.stat().st_size, hashlib.file_digest(stream, "sha256").hexdigest()]
+
+
+def _header_tree(header: SceneHeader) -> dict[str, Any]:
+    grid = header.grid
+    plain = {k: v for k, v in header.__dict__.items() if k != "grid"}
+    place = {"crs": grid.crs.to_wkt(), "transform": list(grid.transform)[:6], "shape_px": list(grid.shape_px)}
+    tree: dict[str, Any] = json.loads(json.dumps(plain | {"grid": place}))
+    return tree
+
+
+def _header_from(tree: dict[str, Any]) -> SceneHeader:
+    place = tree["grid"]
+    grid = Grid(CRS.from_wkt(place["crs"]), Affine(*place["transform"]), place["shape_px"][1], place["shape_px"][0])
+    rest = {k: tuple(v) if isinstance(v, list) else v for k, v in tree.items() if k != "grid"}
+    return SceneHeader(grid=grid, **rest)
+
+
+def read_marker(folder: Path) -> dict[str, Any] | None:
+    """Return a scene's completeness marker, or None where the scene is not finished."""
+    try:
+        tree: dict[str, Any] = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError as error:
+        raise CorruptDataError(f"{folder / MARKER} cannot be read ({error}). Remove {folder} and run again.") from error
+    return tree
+
+
+def problems(folder: Path, deep: bool = False) -> list[str]:
+    """List what is wrong with a stored scene; `deep` compares checksums as well as sizes."""
+    marker = read_marker(folder)
+    if marker is None:
+        return [f"{folder} was never finished"]
+    return [p for name, expected in marker["files"].items() if (p := _problem(folder / name, expected, deep))]
+
+
+def _problem(path: Path, expected: list[Any], deep: bool) -> str:
+    if not path.is_file():
+        return f"{path} is missing"
+    if path.stat().st_size != expected[0]:
+        return f"{path} has {path.stat().st_size} bytes, not {expected[0]}"
+    if deep and _fingerprint(path)[1] != expected[1]:
+        return f"{path} was altered (SHA-256 differs)"
+    return ""
+
+
+class StoredScene:
+    """A finished scene of the archive, opened for reading."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open a scene; raises `CorruptDataError` naming what is missing, truncated or unfinished."""
+        found = problems(folder)
+        if found:
+            raise CorruptDataError(f"{found[0]}. Remove {folder} and run again: the scene is made anew.")
+        self.folder = folder
+        self._group = zarr.open_group(folder, mode="r", zarr_format=3)
+        tree: Any = self._group.attrs["scene"]
+        self.header = _header_from(tree)
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether class codes are stored."""
+        return "label" in self._group
+
+    def read(self, name: str, *where: slice | int) -> NDArray[Any]:
+        """Read a part of `reflectance`, `mask`, `label` or `cells`.
+
+        Raises `CorruptDataError` for altered data instead of returning it.
+        """
+        array: Any = self._group[name]
+        try:
+            return np.asarray(array[where or ...])
+        except (ValueError, RuntimeError, OSError) as error:
+            raise CorruptDataError(
+                f"{self.folder / name} cannot be decoded ({error}). Remove {self.folder} and run again."
+            ) from error

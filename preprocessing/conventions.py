@@ -1,0 +1,61 @@
+"""Attributes by which other tools understand a stored scene: CF 1.11 and the GeoZarr `proj:` and `spatial:` sets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from affine import Affine
+from rasterio.crs import CRS
+
+from pipeline.sample import NODATA, SCALE, Flag
+from preprocessing.grids import Grid
+
+_STANDARD_NAMES = {"L1C": "toa_bidirectional_reflectance", "L1TP": "toa_bidirectional_reflectance"}
+_ON_GRID = {"grid_mapping": "spatial_ref", "coordinates": "spatial_ref"}
+"""`coordinates` as well: xarray then hands the CRS along with the array without further options."""
+
+
+def reflectance_attributes(level: str) -> dict[str, Any]:
+    """Return the attributes of the reflectance array; `level` tells top of atmosphere from surface."""
+    return _ON_GRID | {
+        "scale_factor": SCALE,
+        "add_offset": 0.0,
+        "_FillValue": NODATA,
+        "units": "1",
+        "standard_name": _STANDARD_NAMES.get(level, "surface_bidirectional_reflectance"),
+        "long_name": f"{level} reflectance",
+    }
+
+
+def mask_attributes() -> dict[str, Any]:
+    """Return the attributes of the mask of bit flags."""
+    return _ON_GRID | {
+        "long_name": "quality flags",
+        "flag_masks": [int(f) for f in Flag],
+        "flag_meanings": " ".join(str(f.name).lower() for f in Flag),
+    }
+
+
+def crs_attributes(crs: CRS, transform: Affine) -> dict[str, Any]:
+    """Return the attributes of the grid mapping variable (CF, with GDAL's transform beside it)."""
+    t = transform
+    wkt = crs.to_wkt()
+    name = "latitude_longitude" if crs.is_geographic else "transverse_mercator"
+    known = {"grid_mapping_name": name} if crs.is_geographic or "Transverse_Mercator" in wkt else {}
+    return known | {"crs_wkt": wkt, "spatial_ref": wkt, "GeoTransform": f"{t.c!r} {t.a!r} {t.b!r} {t.f!r} {t.d!r} {t.e!r}"}
+
+
+def group_attributes(crs: CRS, grid: Grid) -> dict[str, Any]:
+    """Return the attributes of a scene's group (GeoZarr `proj:` and `spatial:`)."""
+    left, bottom, right, top = grid.bounds
+    epsg = crs.to_epsg()
+    return {
+        "Conventions": "CF-1.11",
+        "proj:code": f"EPSG:{epsg}" if epsg else None,
+        "proj:wkt2": crs.to_wkt(version="WKT2_2019"),
+        "spatial:dimensions": ["y", "x"],
+        "spatial:transform": list(grid.transform)[:6],
+        "spatial:shape": list(grid.shape_px),
+        "spatial:bbox": [left, min(bottom, top), right, max(bottom, top)],
+        "spatial:registration": "pixel",
+    }

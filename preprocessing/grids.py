@@ -1,0 +1,153 @@
+"""Pixel grids: where the pixels of a band or a scene lie on the ground.
+
+The file's own transform decides, never a nominal pixel size: cropped data sets have grids that do not nest.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import rasterio
+from affine import Affine
+from numpy.typing import NDArray
+from rasterio.crs import CRS
+from rasterio.errors import RasterioError
+from rasterio.warp import calculate_default_transform, transform
+
+from pipeline.errors import SceneError
+from preprocessing.settings import MAX_UPSAMPLING, UPSAMPLING_SLACK
+
+SAME_PIXEL = 0.01
+"""A wanted pixel size this close to the native one takes the native grid."""
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A north-up or south-up raster: coordinate system, transform and size."""
+
+    crs: CRS
+    transform: Affine
+    width_px: int
+    height_px: int
+
+    @property
+    def shape_px(self) -> tuple[int, int]:
+        """(height, width)."""
+        return self.height_px, self.width_px
+
+    @property
+    def bounds(self) -> tuple[float, float, float, float]:
+        """(left, bottom, right, top) in units of the CRS; bottom and top as the transform has them."""
+        left, top = self.transform * (0, 0)
+        right, bottom = self.transform * (self.width_px, self.height_px)
+        return left, bottom, right, top
+
+    @property
+    def pixel_m(self) -> tuple[float, float]:
+        """Pixel size (x, y) in metres; for degrees, on the ellipsoid at the grid's centre."""
+        dx, dy = abs(self.transform.a), abs(self.transform.e)
+        if not self.crs.is_geographic:
+            return dx * self.crs.linear_units_factor[1], dy * self.crs.linear_units_factor[1]
+        _, latitude = self.transform * (self.width_px / 2, self.height_px / 2)
+        per_x, per_y = metres_per_degree(latitude)
+        return dx * per_x, dy * per_y
+
+    def centres(self) -> tuple[Floats, Floats]:
+        """Return the x of every column's centre and the y of every row's, in units of the CRS."""
+        t = self.transform
+        return t.c + t.a * (np.arange(self.width_px) + 0.5), t.f + t.e * (np.arange(self.height_px) + 0.5)
+
+    def lonlat(self, columns: Floats, rows: Floats) -> tuple[Floats, Floats]:
+        """Return longitude and latitude (WGS 84, degrees) of pixel corners given as [n] columns and rows."""
+        x = self.transform.c + self.transform.a * columns
+        y = self.transform.f + self.transform.e * rows
+        lon, lat = transform(self.crs, CRS.from_epsg(4326), x, y)
+        return np.asarray(lon, np.float64), np.asarray(lat, np.float64)
+
+
+def metres_per_degree(latitude: float) -> tuple[float, float]:
+    """Return the length in metres of a degree of longitude and of latitude on the WGS 84 ellipsoid."""
+    a, e2 = 6378137.0, 0.00669437999014
+    phi = math.radians(latitude)
+    w = math.sqrt(1 - e2 * math.sin(phi) ** 2)
+    degree = math.pi / 180
+    return degree * a * math.cos(phi) / w, degree * a * (1 - e2) / w**3
+
+
+def read_grid(path: str) -> Grid:
+    """Read a raster's own grid; raises `SceneError` naming a file that cannot be used."""
+    try:
+        with rasterio.open(path) as source:
+            grid = Grid(source.crs, source.transform, source.width, source.height)
+    except RasterioError as error:
+        raise SceneError(f"{path} cannot be opened ({error}); fetch the product again.") from error
+    if grid.crs is None:
+        raise SceneError(f"{path} has no coordinate system; it cannot be placed on the ground.")
+    if grid.transform.b or grid.transform.d:
+        raise SceneError(f"{path} is rotated; set `crs` after warping it north-up.")
+    return grid
+
+
+def check_together(paths: Sequence[str], grids: Sequence[Grid]) -> None:
+    """Raise `SceneError` naming both files where layers differ in CRS or in extent.
+
+    Extents may differ by half a pixel of the coarsest layer.
+    """
+    slack_x = max(abs(g.transform.a) for g in grids) / 2
+    slack_y = max(abs(g.transform.e) for g in grids) / 2
+    first, slack = grids[0], np.array([slack_x, slack_y, slack_x, slack_y])
+    for path, grid in zip(paths[1:], grids[1:], strict=True):
+        if grid.crs != first.crs:
+            raise SceneError(f"{paths[0]} and {path} have different coordinate systems ({_name(first)}, {_name(grid)}).")
+        apart = np.abs(np.subtract(grid.bounds, first.bounds))
+        if (apart > slack).any():
+            worst = float((apart / slack).max()) / 2
+            raise SceneError(f"{paths[0]} and {path} cover different ground: edges are {worst:.1f} coarsest pixels apart.")
+
+
+def _name(grid: Grid) -> str:
+    return str(grid.crs.to_string())[:40]
+
+
+def choose(finest: Grid, gsd_m: float | None, crs: str | None) -> Grid:
+    """Return the grid a scene is stored on.
+
+    Without `gsd_m` the finest band's own grid; with it, pixels of that size from the same upper-left corner.
+    Reprojects only where `crs` is given.
+    """
+    if crs is not None and CRS.from_string(crs) != finest.crs:
+        return _reprojected(finest, CRS.from_string(crs), gsd_m)
+    dx_m, dy_m = finest.pixel_m
+    if gsd_m is None or max(abs(dx_m / gsd_m - 1), abs(dy_m / gsd_m - 1)) <= SAME_PIXEL:
+        return finest
+    t, x_factor, y_factor = finest.transform, gsd_m / dx_m, gsd_m / dy_m
+    return Grid(
+        finest.crs,
+        Affine(t.a * x_factor, 0, t.c, 0, t.e * y_factor, t.f),
+        max(int(finest.width_px / x_factor + SAME_PIXEL), 1),
+        max(int(finest.height_px / y_factor + SAME_PIXEL), 1),
+    )
+
+
+def _reprojected(grid: Grid, crs: CRS, gsd_m: float | None) -> Grid:
+    if crs.is_geographic and gsd_m is not None:
+        raise SceneError("`gsd_m` in metres needs a projected `crs`; take a UTM zone, or gsd_m: native.")
+    left, bottom, right, top = grid.bounds
+    affine, width, height = calculate_default_transform(
+        grid.crs, crs, grid.width_px, grid.height_px, left, bottom, right, top, resolution=gsd_m
+    )
+    return Grid(crs, affine, int(width), int(height))
+
+
+def check_upsampling(name: str, source: Grid, target: Grid) -> None:
+    """Raise `SceneError` where a band would be enlarged more than 6 times."""
+    factor = max(s / t for s, t in zip(source.pixel_m, target.pixel_m, strict=True))
+    if factor > MAX_UPSAMPLING * UPSAMPLING_SLACK:
+        raise SceneError(
+            f"band {name} has pixels {factor:.1f} times those of the grid; at most {MAX_UPSAMPLING:g} is sensible."
+            " Set a larger `gsd_m`, or leave the band out of `bands`."
+        )

@@ -1,0 +1,131 @@
+"""Samples of all scenes to shards: one global order, equal counts, and files that are complete or absent.
+
+The order is a pure function of the seed and the keys, and a segment's bytes do not depend on who wrote it: the
+shards are byte for byte the same for any number of workers and after any interruption.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tarfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline import manifest as manifests
+from pipeline.errors import CorruptDataError
+from pipeline.keys import hash_text
+from pipeline.manifest import Shard
+from preprocessing import spool as spools
+from preprocessing.settings import digest
+from preprocessing.spool import Segment, Spool
+
+_END = bytes(2 * tarfile.BLOCKSIZE)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One sample on its way into a shard."""
+
+    scene: str
+    segment: Segment
+
+
+@dataclass(frozen=True)
+class ShardJob:
+    """One shard to write."""
+
+    path: str
+    """Relative to the output, with forward slashes."""
+    digest: str
+    """Of the settings and scenes its bytes come from."""
+    pieces: tuple[Piece, ...]
+
+
+@dataclass(frozen=True)
+class PackJob:
+    """A shard to write, with the folders it goes between: one Dask task."""
+
+    job: ShardJob
+    output: Path
+    spool_folder: Path
+
+
+def work(job: PackJob) -> Shard:
+    """Write one shard of a run."""
+    return write_shard(job.job, job.output, job.spool_folder)
+
+
+def samples_per_shard(sample_bytes: int, shard_mb: float) -> int:
+    """Return how many samples of an uncompressed size make a shard."""
+    return max(int(shard_mb * 1e6 / sample_bytes), 1)
+
+
+def plan(found: Iterable[Spool], seed: int, per_shard: int) -> dict[str, list[ShardJob]]:
+    """Lay all samples out in shards: split -> jobs, in order."""
+    records = list(found)
+    made_by = {r.scene: r.digest for r in records}
+    pieces = [Piece(r.scene, s) for r in records for s in r.segments]
+    pieces.sort(key=lambda p: (hash_text(seed, p.segment.key), p.segment.key))
+    return {
+        split: list(_jobs(split, [p for p in pieces if p.segment.split == split], per_shard, made_by))
+        for split in sorted({p.segment.split for p in pieces})
+    }
+
+
+def _jobs(split: str, pieces: list[Piece], per_shard: int, made_by: dict[str, str]) -> Iterator[ShardJob]:
+    for number, start in enumerate(range(0, len(pieces), per_shard)):
+        part = tuple(pieces[start : start + per_shard])
+        content = digest([[p.segment.key, p.segment.size_bytes, made_by[p.scene]] for p in part])
+        yield ShardJob(f"{split}/shard-{number:06d}.tar", content, part)
+
+
+def write_shard(job: ShardJob, output: Path, spool_folder: Path) -> Shard:
+    """Write one shard, or take the finished one an interrupted run left."""
+    path, record = output / job.path, spool_folder / f"{job.path.replace('/', '-')}.json"
+    done = _finished(job, path, record)
+    if done:
+        return done
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as stream:
+        for data in _segments(job.pieces, spool_folder):
+            stream.write(data)
+        stream.write(_END)
+        stream.write(bytes(-stream.tell() % tarfile.RECORDSIZE))
+        stream.flush()
+        os.fsync(stream.fileno())
+    shard = Shard(path=job.path, samples=len(job.pieces), size_bytes=partial.stat().st_size, sha256=manifests.sha256(partial))
+    partial.replace(path)
+    tree = {"digest": job.digest, "shard": shard.model_dump()}
+    manifests.write_atomically(record, json.dumps(tree).encode())
+    return shard
+
+
+def _finished(job: ShardJob, path: Path, record: Path) -> Shard | None:
+    try:
+        tree = json.loads(record.read_text(encoding="utf-8"))
+        shard = Shard.model_validate(tree["shard"])
+        return shard if tree["digest"] == job.digest and path.stat().st_size == shard.size_bytes else None
+    except (FileNotFoundError, ValueError, KeyError):
+        return None
+
+
+def _segments(pieces: Iterable[Piece], folder: Path) -> Iterator[bytes]:
+    """Yield the bytes of every piece; one file is open at a time, for any number of scenes."""
+    for piece in pieces:
+        path = spools.data_path(folder, piece.scene)
+        with path.open("rb", buffering=0) as stream:
+            data = os.pread(stream.fileno(), piece.segment.size_bytes, piece.segment.offset)
+        if len(data) != piece.segment.size_bytes:
+            raise CorruptDataError(f"{path} ends before sample {piece.segment.key}. Remove it and run again.")
+        yield data
+
+
+def remove_others(output: Path, keep: Iterable[str]) -> None:
+    """Remove shard files that are not in the set, left by a run with other settings."""
+    kept = {output / path for path in keep}
+    for path in output.glob("*/*shard-*.tar*"):
+        if path not in kept:
+            path.unlink()

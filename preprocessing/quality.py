@@ -1,0 +1,116 @@
+"""What a run found: exact band statistics, tiles kept and dropped by reason, scenes rejected.
+
+Statistics come from one exact histogram a band over all 65 536 stored values, so they do not depend on the
+order, the number of workers or rounding.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.contract import BandStatistics
+from pipeline.manifest import SceneRecord, write_atomically
+from pipeline.sample import NODATA, SCALE
+
+VALUES = 1 << 16
+LOW_QUANTILE, HIGH_QUANTILE = 0.005, 0.995
+REPORT = "quality.json"
+REJECTED = "rejected.csv"
+Histogram = NDArray[np.int64]
+"""[band, stored value + 32768]"""
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A scene that could not be used."""
+
+    product: str
+    reason: str
+
+
+def empty_histogram(bands: int) -> Histogram:
+    """Return a histogram without counts."""
+    return np.zeros((bands, VALUES), np.int64)
+
+
+def count(histogram: Histogram, pixels: NDArray[np.int16], counted: NDArray[np.bool_]) -> None:
+    """Add pixels [band, y, x] where `counted` [y, x] to a histogram, in place."""
+    for row, band in zip(histogram, pixels, strict=True):
+        row += np.bincount(band[counted].astype(np.int64) - NODATA, minlength=VALUES)
+
+
+def statistics(histogram: Histogram) -> tuple[BandStatistics, ...]:
+    """Return the statistics of every band, in reflectance."""
+    return tuple(_statistics(row) for row in histogram)
+
+
+def _statistics(row: NDArray[np.int64]) -> BandStatistics:
+    n = int(row.sum())
+    if n == 0:
+        return BandStatistics(n=0, mean=0.0, std=0.0, low=0.0, high=0.0)
+    values = np.arange(VALUES, dtype=np.int64) + NODATA
+    first = int((row * values).sum())
+    second = int((row * values**2).sum())
+    # whole numbers until the last division: a difference of large floats would lose the deviation
+    variance = (second * n - first * first) / (n * n)
+    return BandStatistics(
+        n=n,
+        mean=first / n * SCALE,
+        std=math.sqrt(variance) * SCALE,
+        low=_quantile(row, n, LOW_QUANTILE),
+        high=_quantile(row, n, HIGH_QUANTILE),
+    )
+
+
+def _quantile(row: NDArray[np.int64], n: int, q: float) -> float:
+    """Return the smallest value that at least a share `q` of the pixels does not exceed."""
+    place = int(np.searchsorted(row.cumsum(), math.ceil(q * n)))
+    return (place + NODATA) * SCALE
+
+
+def write_rejected(folder: Path, rejections: Sequence[Rejection]) -> None:
+    """Write `rejected.csv` (product, reason), also when nothing was rejected."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["product", "reason"])
+    writer.writerows([r.product, r.reason] for r in rejections)
+    write_atomically(folder / REJECTED, text.getvalue().encode())
+
+
+def rejected_names(folder: Path) -> list[str]:
+    """Return the names of the products an earlier run rejected."""
+    path = folder / REJECTED
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8", newline="") as stream:
+        return [Path(row["product"]).name for row in csv.DictReader(stream)]
+
+
+def write_report(folder: Path, scenes: Sequence[SceneRecord], rejections: Sequence[Rejection], bands: dict[str, BandStatistics]) -> None:
+    """Write `quality.json`: tiles by split and by reason, per scene and in all, and band statistics."""
+    tree: dict[str, Any] = {
+        "tiles": total_tiles(scenes),
+        "scenes": {s.id: {"tiles": s.tiles, "notes": s.notes, "acquired": s.acquired} for s in scenes},
+        "rejected": [{"product": r.product, "reason": r.reason} for r in rejections],
+        "bands": {name: s.model_dump() for name, s in bands.items()},
+    }
+    write_atomically(folder / REPORT, (json.dumps(tree, indent=1) + "\n").encode())
+
+
+def total_tiles(scenes: Sequence[SceneRecord]) -> dict[str, int]:
+    """Sum tiles over scenes, by split and by reason for dropping."""
+    total: dict[str, int] = {}
+    for scene in scenes:
+        for name, number in scene.tiles.items():
+            total[name] = total.get(name, 0) + number
+    return dict(sorted(total.items()))

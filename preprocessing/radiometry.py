@@ -1,0 +1,196 @@
+"""Digital numbers to reflectance x 10 000 (int16) on one grid, and the mask of flags (METHOD 5).
+
+`DN * scale + offset` with the numbers the reader found in the product. Nodata is tested on the DN, before the
+offset; the arithmetic never happens in the unsigned type. Every file is read whole and once: JP2 blocks are
+costly to decode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from rasterio.enums import Resampling
+from rasterio.errors import RasterioError
+
+from pipeline.errors import SceneError
+from pipeline.sample import NODATA, SCALE, Flag
+from preprocessing import grids, resampling
+from preprocessing.grids import Grid
+from preprocessing.scenes import BandSource, MaskSource, Scene
+
+LOW, HIGH = -32767, 32767
+"""Stored range; beyond it a value is clipped, above it also flagged as saturated."""
+UNREAD = 0xDEAD
+"""What the buffer holds before decoding: a decoder that stops early leaves it there."""
+UNREAD_PX = 1024
+"""This many pixels left as they were cannot be a coincidence."""
+GDAL_SETTINGS = {"GDAL_NUM_THREADS": "1", "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"}
+"""With more threads GDAL reads a truncated JP2 without any error."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A scene's files with their grids, and the grid they are brought onto."""
+
+    scene: Scene
+    bands: tuple[Grid, ...]
+    masks: tuple[Grid, ...]
+    target: Grid
+
+
+@dataclass(frozen=True)
+class BandImage:
+    """One band on the scene's grid."""
+
+    name: str
+    pixels: NDArray[np.int16]
+    """[y, x], reflectance x 10 000, nodata -32768."""
+    saturated: NDArray[np.bool_]
+    """[y, x]"""
+
+
+def lay_out(scene: Scene, gsd_m: float | None, crs: str | None) -> Layout:
+    """Read the grids of a scene's files and choose the common one.
+
+    Raises `SceneError` naming the files where they do not belong together.
+    """
+    paths = [b.path for b in scene.bands] + [m.path for m in scene.masks]
+    found = [grids.read_grid(p) for p in paths]
+    grids.check_together(paths, found)
+    bands, masks = found[: len(scene.bands)], found[len(scene.bands) :]
+    finest = min(bands, key=lambda g: abs(g.transform.a * g.transform.e))
+    target = grids.choose(finest, gsd_m, crs)
+    for band, grid in zip(scene.bands, bands, strict=True):
+        grids.check_upsampling(band.name, grid, target)
+    return Layout(scene, tuple(bands), tuple(masks), target)
+
+
+def read_numbers(path: str, empty: int) -> NDArray[np.generic]:
+    """Read the first layer of a raster whole, [y, x] in its own type.
+
+    Raises `SceneError` naming a file that cannot be decoded to its end.
+    """
+    try:
+        with rasterio.Env(**GDAL_SETTINGS), rasterio.open(path) as source:
+            wide = source.dtypes[0] == "uint16"
+            buffer = np.full(source.shape, UNREAD if wide else empty, source.dtypes[0])
+            source.read(1, out=buffer)
+    except (RasterioError, MemoryError) as error:
+        raise SceneError(f"{path} cannot be decoded ({error}); the file is damaged: fetch the product again.") from error
+    unread = int(np.count_nonzero(buffer == UNREAD)) if wide else 0
+    if unread >= UNREAD_PX:
+        raise SceneError(f"{path}: {unread} pixels were never decoded; the file is damaged: fetch the product again.")
+    return buffer
+
+
+def to_units(band: BandSource, numbers: NDArray[np.generic]) -> NDArray[np.float64]:
+    """Return reflectance x 10 000, not rounded, of any DN."""
+    return numbers.astype(np.float64) * (band.scale / SCALE) + band.offset / SCALE
+
+
+def round_units(units: NDArray[np.floating]) -> tuple[NDArray[np.int16], NDArray[np.bool_]]:
+    """Round to stored int16 (ties to even); returns them with where they were too large. NaN becomes nodata."""
+    valid = np.isfinite(units)
+    whole = np.rint(np.where(valid, units, 0))
+    pixels = np.where(valid, np.clip(whole, LOW, HIGH), NODATA).astype(np.int16)
+    return pixels, valid & (whole > HIGH)
+
+
+def band_images(layout: Layout, how: str) -> Iterator[BandImage]:
+    """Yield the scene's bands on its grid, one at a time."""
+    for band, grid in zip(layout.scene.bands, layout.bands, strict=True):
+        yield band_image(band, grid, layout.target, how)
+
+
+def band_image(band: BandSource, grid: Grid, target: Grid, how: str) -> BandImage:
+    """Read one band and bring it onto the target grid."""
+    numbers = read_numbers(band.path, band.nodata_dn)
+    if how == "nearest" and grid.crs == target.crs:
+        numbers, grid = resampling.nearest(numbers, grid, target), target
+    if grid == target:
+        return _exact(band, numbers)
+    return _resampled(band, numbers, grid, target, how)
+
+
+def _exact(band: BandSource, numbers: NDArray[np.generic]) -> BandImage:
+    """Convert without resampling: a table over all DN for 8 and 16 bit, arithmetic in strips for the rest."""
+    pixels = np.empty(numbers.shape, np.int16)
+    saturated = np.empty(numbers.shape, np.bool_)
+    table = _table(band, numbers.dtype)
+    for rows in resampling.strips(numbers.shape[0]):
+        part = numbers[rows]
+        if table is None:
+            pixels[rows], saturated[rows] = _convert(band, part)
+        else:
+            pixels[rows], saturated[rows] = table[0][part], table[1][part]
+    return BandImage(band.name, pixels, saturated)
+
+
+def _table(band: BandSource, kind: np.dtype[np.generic]) -> tuple[NDArray[np.int16], NDArray[np.bool_]] | None:
+    if kind not in (np.uint8, np.uint16):
+        return None
+    return _convert(band, np.arange(np.iinfo(kind).max + 1).astype(kind))
+
+
+def _convert(band: BandSource, numbers: NDArray[np.generic]) -> tuple[NDArray[np.int16], NDArray[np.bool_]]:
+    units = to_units(band, numbers)
+    units[numbers == band.nodata_dn] = np.nan
+    pixels, too_large = round_units(units)
+    return pixels, too_large | _is_saturated(band, numbers)
+
+
+def _is_saturated(band: BandSource, numbers: NDArray[np.generic]) -> NDArray[np.bool_]:
+    if band.saturated_dn is None:
+        return np.zeros(numbers.shape, np.bool_)
+    result: NDArray[np.bool_] = numbers == band.saturated_dn
+    return result
+
+
+def _resampled(band: BandSource, numbers: NDArray[np.generic], grid: Grid, target: Grid, how: str) -> BandImage:
+    units = to_units(band, numbers).astype(np.float32)
+    valid = (numbers != band.nodata_dn) & np.isfinite(units)
+    saturated = resampling.nearest(_is_saturated(band, numbers).astype(np.uint8), grid, target).astype(np.bool_)
+    pixels = np.empty(target.shape_px, np.int16)
+    if grid.crs == target.crs:
+        parts = resampling.bilinear(units, valid, grid, target)
+    else:
+        units[~valid] = np.nan
+        parts = iter([(slice(None), resampling.warp(units, grid, target, Resampling[how], np.nan))])
+    for rows, part in parts:
+        pixels[rows], too_large = round_units(part)
+        saturated[rows] |= too_large
+    return BandImage(band.name, pixels, saturated)
+
+
+def mask_flags(mask: MaskSource, grid: Grid, target: Grid) -> NDArray[np.uint8]:
+    """Read a quality layer onto the target grid (nearest) as mask flags, [y, x]."""
+    codes = read_numbers(mask.path, 0)
+    if not np.issubdtype(codes.dtype, np.integer):
+        raise SceneError(f"{mask.path} holds {codes.dtype}, not class codes or bit fields.")
+    size = np.iinfo(codes.dtype).max + 1
+    if size > 1 << 16:
+        raise SceneError(f"{mask.path} holds {codes.dtype}; quality layers have 8 or 16 bits.")
+    table = flag_table(mask, size)
+    flags: NDArray[np.uint8] = resampling.nearest(table[codes], grid, target).astype(np.uint8)
+    return flags
+
+
+def flag_table(mask: MaskSource, size: int) -> NDArray[np.uint8]:
+    """Return the flags of every code below `size`."""
+    table = np.zeros(size, np.uint8)
+    for code, flag in mask.classes.items():
+        table[code] |= np.uint8(flag)
+    numbers = np.arange(size)
+    for bit, flag in mask.bits.items():
+        table[(numbers >> bit & 1).astype(bool)] |= np.uint8(flag)
+    return table
+
+
+def add_band_flags(mask: NDArray[np.uint8], image: BandImage) -> None:
+    """Mark in `mask`, in place, where a band holds no measurement or a saturated one."""
+    mask[image.pixels == NODATA] |= np.uint8(Flag.NODATA)
+    mask[image.saturated] |= np.uint8(Flag.SATURATED)

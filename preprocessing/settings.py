@@ -1,0 +1,207 @@
+"""What a sharding run is asked for, and whether an output folder was made by the same request.
+
+`settings.json` in the output remembers the request. Keys that say what the stored numbers mean cannot change
+under an existing output; keys that only choose or arrange tiles can, and only what depends on them is redone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from pipeline import manifest, sample
+from pipeline.config import Config, UserPath, differences
+from pipeline.errors import CorruptDataError, OutputError, did_you_mean
+from pipeline.indices import index
+from pipeline.sample import Codec, Flag
+from pipeline.sensors import Sensor, sensor
+
+NAME = "settings.json"
+MAX_UPSAMPLING = 6.0
+"""A band is not brought onto pixels smaller than its own by more than this."""
+UPSAMPLING_SLACK = 1.05
+"""Cropped data sets have grids that are a little off: 60 m over 10 m can be 6.03."""
+FREE_KEYS = ("name", "scenes", "output", "workers", "max_rejected")
+"""Say where and how to work, not what to make: never compared."""
+ARRANGING_KEYS = ("indices", "clear_excludes", "min_valid", "min_clear", "split", "labels", "codec", "shard_mb", "seed")
+"""Choose and arrange tiles: a change redoes what depends on them."""
+
+
+class SplitConfig(Config):
+    """How ground is divided between training and validation."""
+
+    val_share: float = Field(0.1, ge=0, lt=1)
+    """Share of ground blocks given to validation; 0 makes training tiles only."""
+    block_m: float = Field(20_000, gt=0)
+    """Side of a ground block on the global equal-area grid, in metres."""
+    buffer_m: float = Field(1_000, ge=0)
+    """Least distance between a training tile and validation ground, in metres."""
+    seed: int = 0
+    """Chooses which blocks validate."""
+
+
+class LabelConfig(Config):
+    """How a class raster beside the scenes labels tiles."""
+
+    classes: tuple[str, ...] = Field(min_length=1)
+    """Class names in the order of their numbers; the raster stores `first_code` for the first."""
+    first_code: int = Field(0, ge=0, le=255)
+    """Raster value of the first class; other values outside the list carry no label."""
+    min_share: float = Field(0.5, gt=0, le=1)
+    """Least share of a tile's pixels its commonest class needs to become the label."""
+
+
+class ShardConfig(Config):
+    """Archives to shards: which scenes, onto which grid, which tiles, how packed."""
+
+    name: str = Field("shards", pattern=r"[A-Za-z0-9_-]{1,64}")
+    """Name of the shard set."""
+    scenes: UserPath = Path("archive")
+    """Folder the products are looked for in."""
+    output: UserPath = Path("shards")
+    """Folder the archive, the shards and the manifest are written to."""
+    sensor: str
+    """Band table: a key of `pipeline.sensors.SENSORS`."""
+    reader: str = "auto"
+    """Product family: a key of `preprocessing.readers.READERS`, or `auto` to try all of the sensor."""
+    bands: tuple[str, ...] = Field(min_length=1)
+    """Bands to store, by the sensor's names, in this order."""
+    gsd_m: Literal["native"] | float = "native"
+    """Pixel size in metres; `native` takes the finest requested band's own grid."""
+    crs: str | None = None
+    """Coordinate system to reproject to (`EPSG:32633`); none keeps each scene's own."""
+    offset: Literal["auto", "applied", "not_applied"] = "auto"
+    """Whether the product's radiometric offset is already in the numbers; `auto` believes the product."""
+    resampling: Literal["bilinear", "nearest"] = "bilinear"
+    """How bands of another pixel size come onto the grid; masks are always nearest."""
+    tile_px: int = Field(96, gt=0)
+    """Side of a tile in pixels."""
+    stride: int | None = Field(None, gt=0)
+    """Distance between tiles in pixels; none is `tile_px` (tiles touch, none overlap)."""
+    cell_px: int = Field(8, gt=0)
+    """Side of a statistics cell in pixels; the model's patch size or a divisor of it."""
+    indices: tuple[str, ...] = ("NDVI", "NDWI", "NDBI")
+    """Spectral indices whose cell statistics are stored."""
+    clear_excludes: tuple[str, ...] = ("saturated", "cloud", "shadow", "cirrus")
+    """Mask flags that make a pixel unclear: left out of all statistics."""
+    min_valid: float = Field(0.9, ge=0, le=1)
+    """Least share of a tile's pixels that hold a measurement in every band."""
+    min_clear: float = Field(0.7, ge=0, le=1)
+    """Least share of a tile's pixels that are valid and clear."""
+    split: SplitConfig = SplitConfig()
+    """Training and validation by ground."""
+    labels: LabelConfig | None = None
+    """Labels from class rasters beside the scenes; none makes an unlabelled set."""
+    codec: Codec = "lz4"
+    """Compression of samples: `lz4` reads faster, `zstd` is a tenth smaller."""
+    shard_mb: float = Field(256, gt=0)
+    """Target size of a shard in megabytes of uncompressed samples."""
+    seed: int = 0
+    """Chooses the global order of samples."""
+    workers: int = Field(0, ge=0)
+    """Dask worker processes; 0 works in this process."""
+    max_rejected: int | float = Field(0.1, ge=0)
+    """Scenes that may be rejected before the run fails: a count, or a share of all (below 1, with a point)."""
+
+    @field_validator("clear_excludes")
+    @classmethod
+    def _known_flags(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        known = [str(f.name).lower() for f in Flag if f is not Flag.NODATA]
+        for name in names:
+            if name not in known:
+                raise ValueError(f"unknown flag `{name}`.{did_you_mean(name, known)}")
+        return names
+
+    @model_validator(mode="after")
+    def _fits(self) -> ShardConfig:
+        self.instrument.select(self.bands)
+        for name in self.indices:
+            self.index_bands(name)
+        for key, side in (("tile_px", self.tile_px), ("stride", self.step_px)):
+            if side % self.cell_px:
+                raise ValueError(f"{key} {side} is no multiple of cell_px {self.cell_px}; change one of them")
+        self._check_upsampling()
+        return self
+
+    def _check_upsampling(self) -> None:
+        if self.gsd_m == "native":
+            return
+        for band in self.instrument.select(self.bands):
+            if band.gsd_m > self.gsd_m * MAX_UPSAMPLING * UPSAMPLING_SLACK:
+                raise ValueError(
+                    f"band {band.name} has {band.gsd_m:g} m pixels: gsd_m {self.gsd_m:g} would enlarge it more than"
+                    f" {MAX_UPSAMPLING:g} times; raise gsd_m or leave the band out"
+                )
+
+    @property
+    def instrument(self) -> Sensor:
+        """The sensor's band table."""
+        return sensor(self.sensor)
+
+    @property
+    def step_px(self) -> int:
+        """Distance between tiles in pixels."""
+        return self.stride or self.tile_px
+
+    @property
+    def unclear_bits(self) -> Flag:
+        """The flags that make a pixel unclear, nodata among them."""
+        bits = Flag.NODATA
+        for name in self.clear_excludes:
+            bits |= Flag[name.upper()]
+        return bits
+
+    def index_bands(self, name: str) -> tuple[str, ...]:
+        """Return the stored bands an index is computed from, in its formula's order."""
+        return tuple(self.instrument.resolve(role, self.bands).name for role in index(name).roles)
+
+    def fallbacks(self) -> tuple[str, ...]:
+        """Say for which role a stand-in band is used."""
+        roles = dict.fromkeys(role for name in self.indices for role in index(name).roles)
+        used = [(role, self.instrument.resolve(role, self.bands)) for role in roles]
+        return tuple(f"{role} is {band.name} ({band.role}): no {role} band was asked for" for role, band in used if band.role != role)
+
+    def allowed_rejections(self, scenes: int) -> int:
+        """Return how many of `scenes` may be rejected."""
+        if isinstance(self.max_rejected, int) or self.max_rejected >= 1:
+            return int(self.max_rejected)
+        return int(self.max_rejected * scenes)
+
+
+def digest(tree: Any) -> str:
+    """Return a short identifier of a JSON tree's content."""
+    return hashlib.sha256(json.dumps(tree, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def comparable(config: ShardConfig) -> dict[str, Any]:
+    """Return what decides the data, with the formats it is written in."""
+    tree = config.model_dump(mode="json", exclude=set(FREE_KEYS))
+    return tree | {"format_versions": {"manifest": manifest.FORMAT_VERSION, "sample": sample.FORMAT_VERSION}}
+
+
+def agree(config: ShardConfig) -> list[str]:
+    """Compare with what made the output; remember the request where it is new.
+
+    Returns the arranging keys that changed, as `key: old -> new`. Raises `OutputError` with the list of
+    differences where the stored numbers would change their meaning.
+    """
+    path = config.output / NAME
+    new = comparable(config)
+    try:
+        old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else new
+    except ValueError as error:
+        raise CorruptDataError(f"{path} cannot be read ({error}). Take another `output`, or remove this one.") from error
+    changed = differences(old, new)
+    refused = [c for c in changed if c.split(":")[0].split(".")[0] not in ARRANGING_KEYS]
+    if refused:
+        raise OutputError(
+            f"{config.output} was made with other settings: {'; '.join(refused)}. Take another `output`,"
+            " or remove this one to make it again."
+        )
+    config.output.mkdir(parents=True, exist_ok=True)
+    manifest.write_atomically(path, (json.dumps(new, indent=1, sort_keys=True) + "\n").encode())
+    return changed

@@ -1,0 +1,241 @@
+"""Entry: scenes of an archive to a shard set.
+
+    python preprocessing/shard.py [CONFIG.yaml] [a.b=c ...] [--dry-run]
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+if not __package__:  # run by path: `python preprocessing/shard.py`
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from pipeline import __version__, config, console
+from pipeline import manifest as manifests
+from pipeline.contract import BandContract, DataContract
+from pipeline.errors import EXIT_DONE, ConfigError, RejectedError, SceneError
+from pipeline.manifest import Manifest, SceneRecord, Shard
+from preprocessing import archive, lock, packing, quality, scene_work, settings, spool
+from preprocessing.cluster import Pool
+from preprocessing.quality import Histogram, Rejection
+from preprocessing.readers import Request, discover
+from preprocessing.scene_work import SceneJob
+from preprocessing.settings import ShardConfig
+from preprocessing.spool import Spool
+
+COMMAND = console.Command(
+    "Turn satellite scenes into a Zarr archive and WebDataset shards with a manifest.",
+    "configs/shard/default.yaml",
+    "  python preprocessing/shard.py scenes=/path/to/archive output=/path/to/shards workers=4\n"
+    "  python preprocessing/shard.py configs/shard/landsat_c2.yaml scenes=/path/to/landsat --dry-run",
+)
+NOMINAL = 0.25
+"""A measured pixel size this close to the instrument's own is called by the instrument's."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """The scenes of an archive, and the products no scene could be made of."""
+
+    jobs: tuple[SceneJob, ...]
+    rejections: tuple[Rejection, ...]
+
+    @property
+    def total(self) -> int:
+        """Number of products."""
+        return len(self.jobs) + len(self.rejections)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the entry; returns the exit code."""
+    parser = COMMAND.parser()
+    parser.add_argument("--dry-run", action="store_true", help="list the scenes and settings, write nothing")
+    arguments = parser.parse_args(argv)
+    path, words = COMMAND.split(arguments.words)
+    request = config.load(ShardConfig, path, words)
+    found = find_scenes(request)
+    if arguments.dry_run:
+        show_plan(request, found)
+        return EXIT_DONE
+    with lock.locked(request.output):
+        changed = settings.agree(request)
+        shard(request, found, changed)
+    return EXIT_DONE
+
+
+def find_scenes(request: ShardConfig) -> Found:
+    """Open the metadata of every product below `scenes`."""
+    asked = Request(request.instrument, request.bands, None if request.gsd_m == "native" else request.gsd_m, request.offset)
+    jobs: dict[str, SceneJob] = {}
+    rejections = []
+    for reader, product in discover(request.scenes, asked, request.reader):
+        try:
+            scene = reader.open(product, asked)
+            if scene.id in jobs:
+                raise SceneError(f"{product} has the same name as {jobs[scene.id].scene.location}; keep one of them.")
+            jobs[scene.id] = SceneJob(scene, request)
+        except SceneError as error:
+            rejections.append(Rejection(str(product), str(error)))
+    return Found(tuple(jobs[name] for name in sorted(jobs)), tuple(rejections))
+
+
+def show_plan(request: ShardConfig, found: Found) -> None:
+    """Tell what a run would do."""
+    rows = [[j.scene.id, j.scene.level, j.scene.acquired, "; ".join(j.scene.notes)] for j in found.jobs]
+    console.say(console.table(["scene", "level", "acquired", "notes"], rows))
+    for rejection in found.rejections:
+        console.say(f"rejected: {rejection.reason}")
+    console.say(f"{len(found.jobs)} scenes of {request.instrument.title} would go to {request.output}.")
+
+
+def shard(request: ShardConfig, found: Found, changed: Sequence[str]) -> None:
+    """Make the shard set, or see that it is made."""
+    start = time.monotonic()
+    if is_finished(request, found) and not changed:
+        console.say(f"{request.output} is finished; nothing was done. Remove {manifests.NAME} there to check it against the scenes.")
+        return
+    if changed:
+        console.say(f"settings changed ({'; '.join(changed)}): what depends on them is made again.")
+    (request.output / manifests.NAME).unlink(missing_ok=True)
+    archive.create(request.output / archive.FOLDER)
+    with Pool(request.workers) as pool:
+        spools, rejections = work_scenes(request, found, pool)
+        splits = pack(request, spools, pool)
+    made = finish(request, spools, splits, rejections)
+    report(request, made, rejections, time.monotonic() - start)
+
+
+def is_finished(request: ShardConfig, found: Found) -> bool:
+    """Say whether the output holds these scenes' shards, whole."""
+    if not (request.output / manifests.NAME).exists():
+        return False
+    made = manifests.read(request.output)
+    shards = [s for part in made.splits.values() for s in part]
+    whole = all((request.output / s.path).is_file() and (request.output / s.path).stat().st_size == s.size_bytes for s in shards)
+    known = {s.id for s in made.scenes} | set(quality.rejected_names(request.output))
+    present = {j.scene.id for j in found.jobs} | {Path(r.product).name for r in found.rejections}
+    return whole and present <= known
+
+
+def work_scenes(request: ShardConfig, found: Found, pool: Pool) -> tuple[list[Spool], list[Rejection]]:
+    """Bring all scenes to samples; raises `RejectedError` where too many cannot be used."""
+    progress = console.Progress("scenes", len(found.jobs), "scenes")
+    spools, rejections = [], list(found.rejections)
+    for result in pool.run(scene_work.work, found.jobs):
+        if isinstance(result, Rejection):
+            rejections.append(result)
+        else:
+            spools.append(result)
+        progress.advance(note=f"{sum(len(s.segments) for s in spools)} tiles, {len(rejections)} rejected")
+    rejections.sort(key=lambda r: r.product)
+    quality.write_rejected(request.output, rejections)
+    if len(rejections) > request.allowed_rejections(found.total):
+        raise RejectedError(
+            f"{len(rejections)} of {found.total} scenes were rejected, more than max_rejected {request.max_rejected} allows;"
+            f" the first: {rejections[0].reason} All reasons: {request.output / quality.REJECTED}. Repair them or raise max_rejected."
+        )
+    return sorted(spools, key=lambda s: s.scene), rejections
+
+
+def pack(request: ShardConfig, spools: Sequence[Spool], pool: Pool) -> dict[str, tuple[Shard, ...]]:
+    """Write all shards; returns them by split."""
+    per_shard = packing.samples_per_shard(sample_bytes(request), request.shard_mb)
+    plan = packing.plan(spools, request.seed, per_shard)
+    if not plan.get("train"):
+        dropped = quality.total_tiles([record(s) for s in spools])
+        raise ConfigError(f"no training tile is left ({dropped}): lower `min_valid` or `min_clear`, or change `split`.")
+    jobs = [packing.PackJob(job, request.output, request.output / scene_work.WORK_FOLDER) for part in plan.values() for job in part]
+    progress = console.Progress("shards", len(jobs), "shards")
+    done: dict[str, Shard] = {}
+    for result in pool.run(packing.work, jobs):
+        done[result.path] = result
+        progress.advance()
+    return {split: tuple(done[job.path] for job in part) for split, part in plan.items()}
+
+
+def sample_bytes(request: ShardConfig) -> int:
+    """Return the size of an uncompressed sample in bytes."""
+    cells = (request.tile_px // request.cell_px) ** 2
+    return request.tile_px**2 * (2 * len(request.bands) + 1) + 12 * cells * len(request.indices)
+
+
+def finish(
+    request: ShardConfig, spools: Sequence[Spool], splits: dict[str, tuple[Shard, ...]], rejections: Sequence[Rejection]
+) -> Manifest:
+    """Write the quality report and, last, the manifest; then remove the work folder."""
+    work_folder = request.output / scene_work.WORK_FOLDER
+    histogram: Histogram = sum((spool.read_histogram(work_folder, s.scene) for s in spools), quality.empty_histogram(len(request.bands)))
+    statistics = quality.statistics(histogram)
+    scenes = tuple(record(s) for s in spools)
+    made = Manifest(
+        name=request.name,
+        contract=contract(request, spools),
+        statistics=statistics,
+        splits=splits,
+        scenes=scenes,
+        settings=settings.comparable(request) | {"scenes": str(request.scenes)},
+        code_version=__version__,
+        notices=tuple(sorted({s.licence for s in spools if s.licence})),
+    )
+    quality.write_report(request.output, scenes, rejections, dict(zip(request.bands, statistics, strict=True)))
+    packing.remove_others(request.output, [s.path for part in splits.values() for s in part])
+    manifests.write(made, request.output)
+    shutil.rmtree(work_folder)
+    return made
+
+
+def record(made: Spool) -> SceneRecord:
+    """Return a scene's entry in the manifest."""
+    return SceneRecord(
+        id=made.scene, reader=made.reader, acquired=made.acquired, level=made.level, tiles=made.tiles, notes=made.notes
+    )
+
+
+def contract(request: ShardConfig, spools: Sequence[Spool]) -> DataContract:
+    """State what the numbers of the set mean."""
+    bands = request.instrument.select(request.bands)
+    levels = sorted({s.level for s in spools})
+    return DataContract(
+        sensor=request.sensor,
+        level="+".join(levels),
+        bands=tuple(
+            BandContract(name=b.name, role=b.role, centre_nm=b.centre_nm, width_nm=b.width_nm, source_gsd_m=b.gsd_m) for b in bands
+        ),
+        gsd_m=nominal_gsd_m(request, spools),
+        tile_px=request.tile_px,
+        cell_px=request.cell_px,
+        indices=request.indices,
+        index_bands={name: request.index_bands(name) for name in request.indices},
+        resampling=request.resampling,
+        clear_excludes=request.clear_excludes,
+        classes=request.labels.classes if request.labels else (),
+    )
+
+
+def nominal_gsd_m(request: ShardConfig, spools: Sequence[Spool]) -> float:
+    """Return the grid's pixel size in metres: as asked, the instrument's own, or as measured where neither fits."""
+    if request.gsd_m != "native":
+        return float(request.gsd_m)
+    own = min(b.gsd_m for b in request.instrument.select(request.bands))
+    measured = sorted(s.gsd_m for s in spools)[len(spools) // 2]
+    return own if abs(measured / own - 1) <= NOMINAL else float(f"{measured:.3g}")
+
+
+def report(request: ShardConfig, made: Manifest, rejections: Sequence[Rejection], seconds: float) -> None:
+    """End with one table and what to do next."""
+    tiles = quality.total_tiles(made.scenes)
+    size = sum(s.size_bytes for part in made.splits.values() for s in part)
+    rows = [["scenes", f"{len(made.scenes)}"], ["scenes rejected", f"{len(rejections)}"]]
+    rows += [[f"tiles {name}" if name in made.splits else f"dropped: {name}", f"{n}"] for name, n in tiles.items()]
+    rows += [["shards", f"{sum(map(len, made.splits.values()))}"], ["megabytes", f"{size / 1e6:.1f}"], ["seconds", f"{seconds:.1f}"]]
+    console.say(console.table([made.name, ""], rows))
+    console.say(f"Next: python training/pretrain.py data.shards={request.output}")
+
+
+if __name__ == "__main__":
+    console.run(main)

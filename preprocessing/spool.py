@@ -1,0 +1,131 @@
+"""A scene's finished samples on their way into shards: one file of tar segments, and a record of where each lies.
+
+A segment is byte for byte what the shard will hold, so that packing only copies. The record is written last and
+says by which settings it was made; without it the spool does not exist.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tarfile
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline import sample as samples
+from pipeline.manifest import write_atomically
+from pipeline.sample import Codec, Sample
+from preprocessing.quality import Histogram
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Where the samples's bytes lie in a spool."""
+
+    key: str
+    split: str
+    offset: int
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Spool:
+    """What one scene gave."""
+
+    scene: str
+    digest: str
+    """Of everything that decides its bytes."""
+    gsd_m: float
+    level: str
+    reader: str
+    acquired: str
+    licence: str
+    notes: tuple[str, ...]
+    dropped: dict[str, int]
+    segments: tuple[Segment, ...]
+
+    @property
+    def tiles(self) -> dict[str, int]:
+        """Samples by split, and tiles dropped by reason."""
+        return dict(Counter(s.split for s in self.segments)) | self.dropped
+
+
+def segment(sample: Sample, codec: Codec) -> bytes:
+    """Return a sample as a piece of a tar file: members sorted, no time, no owner, so that equal samples are equal bytes."""
+    stream = io.BytesIO()
+    for suffix, data in sorted(samples.encode(sample, codec).items()):
+        header = tarfile.TarInfo(f"{sample.key}.{suffix}")
+        header.size = len(data)
+        stream.write(header.tobuf(tarfile.USTAR_FORMAT))
+        stream.write(data)
+        stream.write(bytes(-len(data) % tarfile.BLOCKSIZE))
+    return stream.getvalue()
+
+
+def data_path(folder: Path, scene: str) -> Path:
+    """Return where a scene's segments lie."""
+    return folder / f"{scene}.segments"
+
+
+def _record_path(folder: Path, scene: str) -> Path:
+    return folder / f"{scene}.json"
+
+
+def _histogram_path(folder: Path, scene: str) -> Path:
+    return folder / f"{scene}.histogram.npy"
+
+
+class SpoolWriter:
+    """Collects the samples of one scene."""
+
+    def __init__(self, folder: Path, scene: str) -> None:
+        """Start anew, replacing what an interrupted run left."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder, self._scene = folder, scene
+        _record_path(folder, scene).unlink(missing_ok=True)
+        self._stream = data_path(folder, scene).open("wb")
+        self.segments: list[Segment] = []
+
+    def add(self, sample: Sample, split: str, codec: Codec) -> None:
+        """Append one sample."""
+        data = segment(sample, codec)
+        self.segments.append(Segment(sample.key, split, self._stream.tell(), len(data)))
+        self._stream.write(data)
+
+    def close(self) -> None:
+        """Force the segments to disk."""
+        with self._stream as stream:
+            stream.flush()
+            os.fsync(stream.fileno())
+
+    def finish(self, spool: Spool, histogram: Histogram) -> None:
+        """Write the histogram of the training tiles and, last, the record."""
+        self.close()
+        buffer = io.BytesIO()
+        np.save(buffer, histogram, allow_pickle=False)
+        write_atomically(_histogram_path(self._folder, self._scene), buffer.getvalue())
+        write_atomically(_record_path(self._folder, self._scene), json.dumps(asdict(spool)).encode())
+
+
+def read(folder: Path, scene: str) -> Spool | None:
+    """Return a scene's record, or None where it is not finished."""
+    try:
+        tree: dict[str, Any] = json.loads(_record_path(folder, scene).read_text(encoding="utf-8"))
+        size = data_path(folder, scene).stat().st_size
+    except (FileNotFoundError, ValueError):
+        return None
+    segments = tuple(Segment(**s) for s in tree.pop("segments"))
+    if size != sum(s.size_bytes for s in segments):
+        return None
+    return Spool(segments=segments, **tree | {"notes": tuple(tree["notes"])})
+
+
+def read_histogram(folder: Path, scene: str) -> Histogram:
+    """Return a scene's histogram over its training tiles."""
+    histogram: Histogram = np.load(_histogram_path(folder, scene), allow_pickle=False)
+    return histogram

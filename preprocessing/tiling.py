@@ -1,0 +1,191 @@
+"""Which tiles a scene gives, and which of them train or validate. Pure: no files, no clock.
+
+Tiles lie on the cell grid, so that cell statistics fit them. Ground is split by blocks of a fixed global
+equal-area grid, so that scenes of any date, tile or sensor agree on which ground validates.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.keys import hash_text
+from pipeline.sample import Flag
+
+Floats = NDArray[np.float64]
+_A_M, _E2 = 6378137.0, 0.00669437999014
+"""WGS 84."""
+_E = math.sqrt(_E2)
+_K0 = math.cos(math.radians(30)) / math.sqrt(1 - _E2 * math.sin(math.radians(30)) ** 2)
+"""Standard parallel of 30 degrees, as EPSG:6933."""
+HALF_WORLD_M = _A_M * _K0 * math.pi
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A square of a scene."""
+
+    row_px: int
+    """First row."""
+    column_px: int
+    """First column."""
+    size_px: int
+    valid_share: float
+    """Share of pixels with a measurement in every band."""
+    clear_share: float
+    """Share of pixels that are valid and not excluded by a flag."""
+    split: str = "train"
+
+
+@dataclass(frozen=True)
+class TileRule:
+    """How tiles are laid and which are kept."""
+
+    tile_px: int
+    step_px: int
+    cell_px: int
+    min_valid: float
+    min_clear: float
+    unclear_bits: Flag
+
+
+@dataclass(frozen=True)
+class SplitRule:
+    """How ground is divided; `in_validation` decides a block of the equal-area grid."""
+
+    val_share: float
+    block_m: float
+    buffer_m: float
+    seed: int
+
+    def in_validation(self, block_x: int, block_y: int) -> bool:
+        """Say whether a ground block validates: a pure function of the seed and the block's place."""
+        return hash_text(self.seed, block_x, block_y) < self.val_share * 2.0**64
+
+
+Footprints = Callable[[Floats, Floats], tuple[Floats, Floats]]
+"""Columns and rows of pixel corners [n] -> longitude and latitude [n], degrees."""
+
+
+def tiles(mask: NDArray[np.uint8], rule: TileRule) -> tuple[list[Tile], Counter[str]]:
+    """Lay tiles over a mask [y, x] of flags; returns those good enough, and how many were dropped by reason.
+
+    Reasons: `nodata`, or the flag that covers most of a tile that is not clear enough.
+    """
+    bits = [f for f in Flag if f & rule.unclear_bits and f is not Flag.NODATA]
+    valid = _window_shares((mask & Flag.NODATA) == 0, rule)
+    clear = _window_shares((mask & int(rule.unclear_bits)) == 0, rule)
+    covers = {str(f.name).lower(): _window_shares((mask & f) != 0, rule) for f in bits}
+    kept, dropped = [], Counter[str]()
+    for i, j in np.ndindex(valid.shape):
+        reason = _reason(valid[i, j], clear[i, j], {n: c[i, j] for n, c in covers.items()}, rule)
+        if reason:
+            dropped[reason] += 1
+        else:
+            kept.append(Tile(i * rule.step_px, j * rule.step_px, rule.tile_px, float(valid[i, j]), float(clear[i, j])))
+    return kept, dropped
+
+
+def _reason(valid: float, clear: float, covers: dict[str, float], rule: TileRule) -> str:
+    if valid < rule.min_valid:
+        return "nodata"
+    if clear < rule.min_clear:
+        name = max(covers, key=lambda n: covers[n], default="nodata")
+        return name if covers.get(name, 0) > 0 else "nodata"
+    return ""
+
+
+def _window_shares(good: NDArray[np.bool_], rule: TileRule) -> Floats:
+    """Return the share of good pixels of every tile, [row, column], by a summed-area table over cells."""
+    cell = rule.cell_px
+    height, width = (side // cell for side in good.shape)
+    counts = good[: height * cell, : width * cell].reshape(height, cell, width, cell).sum((1, 3), dtype=np.int64)
+    table = np.zeros((height + 1, width + 1), np.int64)
+    table[1:, 1:] = counts.cumsum(0).cumsum(1)
+    side, step = rule.tile_px // cell, rule.step_px // cell
+    top, left = np.arange(0, height - side + 1, step), np.arange(0, width - side + 1, step)
+    sums = (
+        table[np.ix_(top + side, left + side)]
+        - table[np.ix_(top, left + side)]
+        - table[np.ix_(top + side, left)]
+        + table[np.ix_(top, left)]
+    )
+    return sums / rule.tile_px**2
+
+
+def split(found: list[Tile], rule: SplitRule, footprint: Footprints) -> tuple[list[Tile], int]:
+    """Assign tiles to `train` or `val`; returns them and how many were dropped for lying between.
+
+    A tile validates if it lies wholly on validation ground, and trains if it keeps `buffer_m` away from it.
+    """
+    if rule.val_share == 0 or not found:
+        return found, 0
+    assigned = [replace(t, split=s) for t, s in zip(found, _sides(found, rule, footprint), strict=True) if s]
+    return assigned, len(found) - len(assigned)
+
+
+def _sides(found: list[Tile], rule: SplitRule, footprint: Footprints) -> Iterator[str]:
+    """Yield `train`, `val` or nothing for every tile."""
+    lon, lat = corners(found, footprint)
+    x, y = equal_area(unwrap(lon), lat)
+    along_x, along_y = stretch(np.abs(lat).max(1))
+    for k in range(len(found)):
+        box = (x[k].min(), y[k].min(), x[k].max(), y[k].max())
+        if all(rule.in_validation(*b) for b in blocks(box, rule.block_m)):
+            yield "val"
+            continue
+        dx, dy = rule.buffer_m * along_x[k], rule.buffer_m * along_y[k]
+        grown = (box[0] - dx, box[1] - dy, box[2] + dx, box[3] + dy)
+        yield "" if any(rule.in_validation(*b) for b in blocks(grown, rule.block_m)) else "train"
+
+
+def corners(found: list[Tile], footprint: Footprints) -> tuple[Floats, Floats]:
+    """Return longitude and latitude of every tile's four corners, [tile, 4]."""
+    column = np.array([[t.column_px, t.column_px + t.size_px] for t in found], np.float64)[:, [0, 1, 1, 0]]
+    row = np.array([[t.row_px, t.row_px + t.size_px] for t in found], np.float64)[:, [0, 0, 1, 1]]
+    lon, lat = footprint(column.ravel(), row.ravel())
+    return lon.reshape(-1, 4), lat.reshape(-1, 4)
+
+
+def unwrap(lon: Floats) -> Floats:
+    """Make the corners [tile, 4] of tiles across the 180th meridian neighbours: longitudes beyond 180."""
+    across = np.ptp(lon, axis=1, keepdims=True) > 180
+    return np.where(across & (lon < 0), lon + 360, lon)
+
+
+def equal_area(lon: Floats, lat: Floats) -> tuple[Floats, Floats]:
+    """Project degrees to metres on the global cylindrical equal-area plane (EPSG:6933's formulas)."""
+    sine = np.sin(np.radians(lat))
+    q = (1 - _E2) * (sine / (1 - _E2 * sine**2) - np.log((1 - _E * sine) / (1 + _E * sine)) / (2 * _E))
+    return _A_M * _K0 * np.radians(lon), _A_M * q / (2 * _K0)
+
+
+def stretch(lat: Floats) -> tuple[Floats, Floats]:
+    """Return how many metres of the equal-area plane a metre on the ground is, along x and along y."""
+    phi = np.radians(np.clip(lat, -89.9, 89.9))
+    along_x = _K0 * np.sqrt(1 - _E2 * np.sin(phi) ** 2) / np.cos(phi)
+    return along_x, 1 / along_x
+
+
+def blocks(box: tuple[float, float, float, float], block_m: float) -> Iterator[tuple[int, int]]:
+    """Yield the blocks a box (x0, y0, x1, y1) on the plane touches; beyond the 180th meridian x starts anew."""
+    x0, y0, x1, y1 = box
+    spans = [(max(x0, -HALF_WORLD_M), min(x1, HALF_WORLD_M))]
+    if x1 > HALF_WORLD_M:
+        spans.append((-HALF_WORLD_M, x1 - 2 * HALF_WORLD_M))
+    if x0 < -HALF_WORLD_M:
+        spans.append((x0 + 2 * HALF_WORLD_M, HALF_WORLD_M))
+    for low, high in spans:
+        for block_x in range(math.floor(low / block_m), math.floor(high / block_m) + 1):
+            for block_y in range(math.floor(y0 / block_m), math.floor(y1 / block_m) + 1):
+                yield block_x, block_y
+
+
+def key(scene: str, tile: Tile) -> str:
+    """Return the sample key of a tile: `SCENE_ROW_COLUMN`, in pixels."""
+    return f"{scene}_{tile.row_px:05d}_{tile.column_px:05d}"
