@@ -125,9 +125,9 @@ def _loop(work: Work, engine: Engine, store: Store, tracker: Tracker, stop: Stop
         lr = learning_rate(batch.step, peak, span.warmup, span.total)
         result = engine.step(prepared, lr, stop.received or step == config.stop_at)
         now = time.perf_counter()
-        tracker.log(step, _measured(result, config.batch.size, loaded - began, now - began) | prepared.observed)
+        metrics = _measured(result, config.batch.size, loaded - began, now - began)
+        tracker.log(step, metrics | prepared.observed | work.measure(step, engine))
         progress.advance(note=f"loss {result.loss:.4f}, lr {lr:.2e}")
-        tracker.log(step, work.measure(step, engine))
         if result.stop or step == span.total or step % config.save_every_steps == 0:
             store.save(engine, _state(work, step))
             tracker.commit(step)

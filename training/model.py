@@ -185,14 +185,6 @@ def standardise(x: Tensor) -> Tensor:
     return centred / (centred.square().mean(-1, keepdim=True) + 1e-6).sqrt()
 
 
-def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Return AdamW's parameter groups: decay on matrices, none on biases and one-dimensional parameters."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    decayed, free = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim <= 1]
-    groups = ({"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0})
-    return [dict(group) for group in groups if group["params"]]
-
-
 def count_parameters(model: nn.Module) -> int:
     """Return the number of parameters."""
     return sum(p.numel() for p in model.parameters())

@@ -25,8 +25,9 @@ from training.data import Batch, ShardStream, make_view
 from training.engine import Engine
 from training.loop import Prepared, Span, train
 from training.masking import Choice, MaskingConfig
-from training.model import ModelConfig, SpatialSpectralMAE, count_parameters, decay_groups
+from training.model import ModelConfig, SpatialSpectralMAE, count_parameters
 from training.reader import ShardReader
+from training.schedule import decay_groups
 from training.tokens import Layout, Normaliser, to_cubes, to_image
 from training.tracking import Tracker
 from training.world import World
@@ -140,7 +141,7 @@ class Pretraining:
             f"weights: {config.folder}/checkpoints\n"
             f"fine-tune: python training/finetune.py init={config.folder} data.shards={config.data.shards}\n"
             f"compare: python training/compare.py --output {config.output}\n"
-            f"curves: {runs.tracker_hint(config)}"
+            f"curves: {runs.tracker_hint(config.tracking.resolve(config.output))}"
         )
 
     @torch.no_grad()

@@ -158,9 +158,8 @@ def _version(package: str) -> str:
         return "absent"
 
 
-def tracker_hint(config: RunConfig) -> str:
-    """Return the line that opens MLflow on a run's results."""
-    uri = config.tracking.resolve(config.output)
+def tracker_hint(uri: str) -> str:
+    """Return the line that opens MLflow on what is recorded at `uri`."""
     mlflow = Path(sys.executable).with_name("mlflow")
-    program = os.path.relpath(mlflow) if mlflow.exists() else "mlflow"
-    return f"{program} ui --backend-store-uri {uri}" if uri.startswith("sqlite:") else f"open {uri}"
+    program = os.path.relpath(mlflow) if mlflow.is_relative_to(Path.cwd()) else "mlflow"
+    return f"{program} ui --backend-store-uri {uri}" if uri.startswith("sqlite:") else f"open {uri} in a browser"

@@ -1,10 +1,12 @@
-"""Learning rate as a pure function of the step (METHOD 6)."""
+"""Learning rate as a pure function of the step, and which parameters it and the decay apply to (METHOD 6)."""
 
 from __future__ import annotations
 
 import math
+import re
 
 from pydantic import Field
+from torch import nn
 
 from pipeline.config import Config
 
@@ -36,3 +38,32 @@ def learning_rate(step: int, peak: float, warmup_steps: int, total_steps: int) -
         return peak * (step + 1) / warmup_steps
     progress = (step - warmup_steps) / max(total_steps - warmup_steps, 1)
     return peak * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+
+
+def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+    """Return AdamW's parameter groups: decay on matrices, none on biases and one-dimensional parameters."""
+    return layer_decay_groups(model, weight_decay, 1.0, 0)
+
+
+def layer_decay_groups(model: nn.Module, weight_decay: float, layer_decay: float, depth: int) -> list[dict[str, object]]:
+    """Return groups whose `lr_scale` falls by `layer_decay` with each block below the head.
+
+    Embedding and positions are layer 0, block i is layer i + 1, everything else (norm, head) is the last.
+    Frozen parameters are left out.
+    """
+    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            layer = _layer(name, depth) if layer_decay < 1 else depth + 1
+            groups.setdefault((layer, parameter.ndim > 1), []).append(parameter)
+    return [
+        {"params": found, "weight_decay": weight_decay if decayed else 0.0, "lr_scale": layer_decay ** (depth + 1 - layer)}
+        for (layer, decayed), found in groups.items()
+    ]
+
+
+def _layer(name: str, depth: int) -> int:
+    block = re.match(r"encoder\.blocks\.(\d+)\.", name)
+    if block:
+        return int(block[1]) + 1
+    return 0 if name.startswith(("encoder.embed", "encoder.positions")) else depth + 1

@@ -1,0 +1,91 @@
+"""Compare the runs of an experiment side by side, from what MLflow has recorded.
+
+`python training/compare.py [EXPERIMENT] [--output RUNS]`
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if not __package__:  # run by path: `python training/compare.py`
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from pipeline.console import clock, run, say, table
+from pipeline.errors import EXIT_DONE, MissingInputError
+from training import panels
+from training.runs import tracker_hint
+from training.tracking import RecordedRun, TrackingConfig, read_runs
+
+_IDENTITY = ("name", "output", "stop_at", "tracking.experiment", "tracking.uri")
+_SHOWN = ("loss", "val_accuracy", "val_balanced_accuracy", "val_macro_f1")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line."""
+    made = argparse.ArgumentParser(
+        description="Compare the runs of an MLflow experiment: what differs, final metrics, time, loss curves.",
+        epilog="examples:\n  python training/compare.py --output runs\n  python training/compare.py spectral --curve grad_norm",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("experiment", nargs="?", default=TrackingConfig().experiment, help="MLflow experiment (default: %(default)s)")
+    made.add_argument("--output", type=Path, default=Path("runs"), help="folder that holds the runs (default: %(default)s)")
+    made.add_argument("--uri", help="tracking server (default: MLFLOW_TRACKING_URI, else the database in --output)")
+    made.add_argument("--curve", default="loss", help="metric to draw over the steps (default: %(default)s)")
+    made.add_argument("--picture", type=Path, help="where to draw it (default: OUTPUT/compare-METRIC.png)")
+    return made
+
+
+def differing(runs: Sequence[RecordedRun]) -> list[str]:
+    """Return the parameters in which runs differ, their identity apart."""
+    keys = {key: None for run in runs for key in run.parameters}
+    return [k for k in keys if k not in _IDENTITY and len({run.parameters.get(k) for run in runs}) > 1]
+
+
+def differences(runs: Sequence[RecordedRun]) -> str:
+    """Return one table: a parameter a row, a run a column; a dash where a run has no such parameter."""
+    rows = [(key, *(_short(run.parameters.get(key, "-")) for run in runs)) for key in differing(runs)]
+    return table(("differs", *(run.name for run in runs)), rows)
+
+
+def results(runs: Sequence[RecordedRun]) -> str:
+    """Return one table of the final metrics, time and throughput of every run."""
+    metrics = [m for m in _SHOWN if any(m in run.metrics for run in runs)]
+    header = ("run", "kind", "status", *metrics, "time", "samples/s")
+    return table(header, [_result(run, metrics) for run in runs])
+
+
+def _result(run: RecordedRun, metrics: Sequence[str]) -> tuple[str, ...]:
+    scores = (f"{run.metrics[m]:.4f}" if m in run.metrics else "-" for m in metrics)
+    rates = sorted(value for _, value in run.curves.get("samples_per_s", []))
+    rate = f"{rates[len(rates) // 2]:.0f}" if rates else "-"
+    return run.name, run.kind, run.status.lower(), *scores, clock(run.duration_s), rate
+
+
+def _short(text: str, most: int = 28) -> str:
+    return text if len(text) <= most else "…" + text[-most + 1 :]
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the entry; returns the exit code."""
+    asked = parser().parse_args(argv)
+    config = TrackingConfig(experiment=asked.experiment, uri=asked.uri)
+    uri = config.resolve(asked.output)
+    runs = read_runs(uri, asked.experiment, [asked.curve, "samples_per_s"])
+    if not runs:
+        raise MissingInputError(f"experiment `{asked.experiment}` at {uri} has no runs yet.")
+    for kind in dict.fromkeys(run.kind for run in runs):
+        say(f"\n{kind}\n{differences([run for run in runs if run.kind == kind])}")
+    say(f"\nresults\n{results(runs)}\n")
+    lines = {run.name: run.curves[asked.curve] for run in runs if asked.curve in run.curves}
+    if lines:
+        picture = asked.picture or asked.output / f"compare-{asked.curve}.png"
+        say(f"{asked.curve} over steps: {panels.curves(lines, asked.curve, picture)}")
+    say(f"open MLflow: {tracker_hint(uri)}")
+    return EXIT_DONE
+
+
+if __name__ == "__main__":
+    run(main)

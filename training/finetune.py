@@ -1,0 +1,222 @@
+"""Fine-tune pretrained weights on a labelled shard set and score them on the whole validation split.
+
+`python training/finetune.py CONFIG init=RUN [a.b=c ...]`
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+if not __package__:  # run by path: `python training/finetune.py`
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor, nn
+
+from pipeline.config import UserPath, differences
+from pipeline.console import Command, run, say, table
+from pipeline.contract import normalisation
+from pipeline.errors import ContractError
+from training import checkpoint, runs
+from training.checkpoint import DataRecord, State
+from training.data import Batch, Pass, ShardStream, make_view
+from training.engine import Engine
+from training.loop import Prepared, Span, train
+from training.model import Encoder, ModelConfig, count_parameters
+from training.reader import ShardReader
+from training.schedule import layer_decay_groups
+from training.tasks import task
+from training.tokens import Layout, Normaliser, to_cubes
+from training.tracking import Tracker
+from training.world import World
+
+COMMAND = Command(
+    "Fine-tune a pretrained encoder (or one from scratch) and score it on the whole validation split.",
+    "configs/finetune/default.yaml",
+    """  python training/finetune.py init=runs/pretrain data.shards=/path/to/labelled/shards
+  python training/finetune.py configs/finetune/demo.yaml init=demo/runs/random mode=linear_probe name=random-probe
+  bash slurm/finetune.sh CONFIG a.b=c        the same on a laptop
+  sbatch slurm/finetune.sh CONFIG a.b=c      the same on a cluster""",
+)
+
+
+class FinetuneConfig(runs.RunConfig):
+    """A downstream run."""
+
+    task: str = "classification"
+    """A key of `TASKS`."""
+    mode: Literal["linear_probe", "full"] = "full"
+    """linear_probe trains the head on a frozen encoder, full trains everything with layer decay."""
+    init: UserPath | None = None
+    """Run or checkpoint folder of the pretrained weights; null starts from scratch."""
+    model: ModelConfig = ModelConfig()
+    """The encoder when starting from scratch; otherwise the checkpoint's own is used."""
+    layer_decay: float = Field(0.75, gt=0, le=1)
+    """full: learning rate of a block relative to the one above it."""
+    val_split: str = "val"
+    """Split that is scored."""
+    eval_every_epochs: int = Field(10, ge=1)
+    """Epochs between scores on the way; the end is always scored."""
+
+
+class Downstream(nn.Module):
+    """Encoder over all cubes, then a task's head."""
+
+    def __init__(self, encoder: Encoder, head: nn.Module, frozen: bool) -> None:
+        super().__init__()
+        self.encoder, self.head = encoder, head
+        if frozen:
+            encoder.requires_grad_(False)
+
+    def forward(self, image_BCHW: Tensor) -> Tensor:
+        """Map normalised images [B, C, H, W] to the head's predictions."""
+        predicted: Tensor = self.head(self.encoder.everything(to_cubes(image_BCHW, self.encoder.layout)))
+        return predicted
+
+
+class Finetuning:
+    """The work of a fine-tuning step: predict, compare with the label."""
+
+    def __init__(self, config: FinetuneConfig, world: World) -> None:
+        """Open data and weights and fit them to each other; all that can be wrong is found here."""
+        self.config, self.world, self.kind = config, world, config.task
+        start = checkpoint.find(config.init) if config.init else None
+        state = checkpoint.read_state(start) if start else None
+        reader = ShardReader(config.data.shards, config.data.split, config.data.verify)
+        model = ModelConfig.model_validate(state.config["model"]) if state else config.model
+        self.data = _data_record(reader, config, state)
+        bands_px = {"bands": self.data.bands, "image_px": self.data.image_px}
+        view = make_view(reader.manifest.contract, config.data.model_copy(update=bands_px), model.patch_px)
+        view = replace(view, seed=config.seed)
+        layout = Layout(len(self.data.bands), view.image_px, model.patch_px, model.bands_per_cube)
+        self.task = task(config.task)(reader.manifest.contract)
+        self.normaliser = Normaliser(normalisation(self.data.normalise, self.data.statistics))
+        self.stream = ShardStream(reader, view, config.batch, world)
+        micro = config.batch.size // world.size // self.stream.accumulation
+        val_reader = ShardReader(config.data.shards, config.val_split, config.data.verify)
+        self.validation = Pass(val_reader, replace(view, augment=False), micro, world)
+        torch.manual_seed(config.seed)
+        self.model = Downstream(Encoder(model, layout), self.task.head(model.dimensions.width), config.mode == "linear_probe")
+        if start:
+            self.model.encoder.load_state_dict(checkpoint.read_weights(start, "encoder."))
+        self._last: NDArray[np.int64] | None = None
+
+    def groups(self) -> list[dict[str, object]]:
+        """Return the optimiser's parameter groups: layer decay below the head."""
+        return layer_decay_groups(self.model, self.config.optimiser.weight_decay, self.config.layer_decay, self.model.encoder.depth)
+
+    def prepare(self, batch: Batch, engine: Engine) -> Prepared:
+        """Make the losses ready."""
+        return Prepared(self._losses(batch, engine), float(self.task.usable(batch).sum()), {})
+
+    def _losses(self, batch: Batch, engine: Engine) -> Iterator[Tensor]:
+        usable = self.task.usable(batch)
+        for part in batch.micro_batches(self.stream.accumulation):
+            kept = usable[part].to(self.world.device)
+            predicted = engine.module(self._image(batch, part))
+            yield self.task.loss_sum(predicted[kept], batch.labels_B[part].to(kept.device)[kept])
+
+    def _image(self, batch: Batch, part: slice) -> Tensor:
+        return self.normaliser(batch.image_BCHW[part].to(self.world.device, non_blocking=True))
+
+    def measure(self, step: int, engine: Engine) -> dict[str, float]:
+        """Score the validation split every few epochs and at the end."""
+        due = step % (self.config.eval_every_epochs * self.stream.steps_per_epoch) == 0
+        if not due and step != Span.of(self.config, self.stream).total:
+            return {}
+        self._last = self.evaluate(engine)
+        return {f"{self.config.val_split}_{k}": v for k, v in self.task.scores(self._last).items()}
+
+    @torch.no_grad()
+    def evaluate(self, engine: Engine) -> NDArray[np.int64]:
+        """Tally the whole validation split over all ranks, each sample once; collective."""
+        engine.module.eval()
+        tallies = []
+        for batch in self.validation.batches(self.config.data.workers):
+            usable = self.task.usable(batch)
+            predicted = engine.module(self._image(batch, slice(None))).float()
+            tallies.append(self.task.tally(predicted.cpu()[usable], batch.labels_B[usable]))
+        engine.module.train()
+        mine = np.sum(tallies, axis=0)
+        summed = self.world.sum(mine.ravel().astype(float).tolist())
+        return np.array(summed, np.int64).reshape(mine.shape)
+
+    def plan(self) -> str:
+        """Tell what the run is going to be."""
+        config, stream = self.config, self.stream
+        trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        rows = [
+            ("run", str(config.folder)),
+            ("task", f"{config.task}, {config.mode}"),
+            ("weights", str(config.init or "from scratch")),
+            ("data", f"{len(stream.reader)} samples to train, {len(self.validation.reader)} to score, of {config.data.shards}"),
+            ("model", f"{count_parameters(self.model) / 1e6:.2f} M parameters, {trained / 1e6:.3f} M trained"),
+            ("steps", f"{Span.of(config, stream).total} of {config.batch.size} samples"),
+        ]
+        return table(("what", "this run"), rows)
+
+    def finish(self, engine: Engine, tracker: Tracker) -> str:
+        """Tell the scores of the whole validation split."""
+        tally = self.evaluate(engine) if self._last is None else self._last
+        scores = ", ".join(f"{k} {v:.4f}" for k, v in self.task.scores(tally).items())
+        return (
+            f"{self.task.report(tally)}\n{self.config.val_split}: {scores}\n"
+            f"compare: python training/compare.py --output {self.config.output}"
+        )
+
+
+def _data_record(reader: ShardReader, config: FinetuneConfig, state: State | None) -> DataRecord:
+    """Return what the encoder expects of its input: the checkpoint's record, or a new one from scratch.
+
+    Raises `ContractError` with a difference list where the shard set does not hold what the weights expect.
+    """
+    contract = reader.manifest.contract
+    names = state.data.bands if state else config.data.bands or contract.band_names
+    positions = contract.band_positions(names)
+    if state:
+        _require_fitting(state.data, reader, config)
+    return DataRecord(
+        contract=contract,
+        statistics=state.data.statistics if state else tuple(reader.manifest.statistics[i] for i in positions),
+        bands=names,
+        image_px=state.data.image_px if state else config.data.image_px or contract.tile_px,
+        normalise=state.data.normalise if state else config.data.normalise,
+        digest=reader.manifest.digest(),
+    )
+
+
+def _require_fitting(expected: DataRecord, reader: ShardReader, config: FinetuneConfig) -> None:
+    found = reader.manifest.contract
+    keys = ("sensor", "level", "scale", "nodata")
+    problems = differences({k: getattr(expected.contract, k) for k in keys}, {k: getattr(found, k) for k in keys})
+    asked = {"data.bands": config.data.bands, "data.image_px": config.data.image_px}
+    has = {"data.bands": expected.bands, "data.image_px": expected.image_px}
+    problems += [f"{k}: {has[k]!r} -> {v!r}" for k, v in asked.items() if v is not None and v != has[k]]
+    if problems:
+        raise ContractError(f"the weights in {config.init} do not fit {config.data.shards}: {'; '.join(problems)}.")
+
+
+def finetune(config: FinetuneConfig, world: World) -> bool:
+    """Run or resume a fine-tuning; True when it is complete, False when it was interrupted and saved."""
+    world.connect(config.engine.timeout_s)
+    if runs.prepare(config, world):
+        return train(Finetuning(config, world))
+    if world.main:
+        say(f"{config.folder} is complete; give another name=... for a new run.")
+    return True
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the entry; returns the exit code."""
+    return runs.main(argv, COMMAND, FinetuneConfig, finetune)
+
+
+if __name__ == "__main__":
+    run(main)
