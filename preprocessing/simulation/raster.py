@@ -1,0 +1,93 @@
+"""Writing the simulated rasters: JPEG 2000 without loss, tiled GeoTIFF, class rasters."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from rasterio.crs import CRS
+from rasterio.errors import NotGeoreferencedWarning
+from rasterio.transform import from_origin
+
+from preprocessing.simulation.landscape import LANDCOVER
+
+LABEL_COLOURS = {1: (50, 90, 160), 2: (20, 90, 40), 3: (150, 190, 70), 4: (200, 160, 110), 5: (180, 70, 60)}
+
+_TIFF = {"tiled": True, "compress": "deflate"}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the simulated ground lies: its upper left corner in a map projection."""
+
+    crs: str
+    left_m: float
+    top_m: float
+
+
+PLACE = Place("EPSG:32632", 600_000, 5_400_000)
+"""Upper left corner of the Sentinel-2 tile T32UPU; multiples of 60 m, so that all grids nest."""
+
+
+def _profile(array: NDArray[Any], gsd_m: float, block_px: int) -> dict[str, Any]:
+    height, width = array.shape
+    return {
+        "width": width,
+        "height": height,
+        "count": 1,
+        "dtype": array.dtype.name,
+        "crs": CRS.from_string(PLACE.crs),
+        "transform": from_origin(PLACE.left_m, PLACE.top_m, gsd_m, gsd_m),
+        "blockxsize": min(block_px, _multiple_of_16(width)),
+        "blockysize": min(block_px, _multiple_of_16(height)),
+    }
+
+
+def _multiple_of_16(side_px: int) -> int:
+    return max(side_px // 16 * 16, 16)
+
+
+def write_jp2(path: Path, array: NDArray[np.uint8] | NDArray[np.uint16], gsd_m: float, block_px: int) -> None:
+    """Write [y, x] as JPEG 2000 without loss, as the product's own writer lays it out."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    options = {"QUALITY": "100", "REVERSIBLE": "YES", "YCBCR420": "NO", "GMLJP2": "YES"}
+    with rasterio.open(
+        path, "w", driver="JP2OpenJPEG", **_profile(array, gsd_m, block_px), **options
+    ) as raster:
+        raster.write(array, 1)
+
+
+def write_tif(
+    path: Path, array: NDArray[np.uint8] | NDArray[np.uint16], gsd_m: float, nodata: int | None = None
+) -> None:
+    """Write [y, x] as a tiled, deflated GeoTIFF."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    profile = _profile(array, gsd_m, 256) | _TIFF | {"nodata": nodata, "predictor": 2}
+    with rasterio.open(path, "w", driver="GTiff", **profile) as raster:
+        raster.write(array, 1)
+
+
+def write_landcover(path: Path, classes: NDArray[np.uint8], gsd_m: float) -> None:
+    """Write a class raster [y, x] with the class names in its tag CLASSES, comma-separated, by value from 0."""
+    profile = _profile(classes, gsd_m, 256) | _TIFF | {"nodata": 0}
+    with rasterio.open(path, "w", driver="GTiff", **profile) as raster:
+        raster.write(classes, 1)
+        raster.update_tags(CLASSES=",".join(LANDCOVER))
+        raster.write_colormap(1, LABEL_COLOURS)
+
+
+def write_picture(path: Path, red_green_blue: NDArray[np.float32], brightest: float = 0.25) -> None:
+    """Write reflectance [3, y, x] as a PNG for people; `brightest` is the reflectance that becomes white."""
+    stretched = np.clip(red_green_blue / brightest, 0, 1) ** 0.6 * 255
+    _, height, width = stretched.shape
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # a picture lies nowhere
+        with rasterio.open(
+            path, "w", driver="PNG", width=width, height=height, count=3, dtype="uint8"
+        ) as raster:
+            raster.write(stretched.astype(np.uint8))

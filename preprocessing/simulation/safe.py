@@ -1,0 +1,138 @@
+"""A simulated Sentinel-2 product: a `.SAFE` folder with JPEG 2000 bands, scene classification and metadata.
+
+The layout is the real one; left out are TCI, AOT, WVP, quality masks, DATASTRIP and HTML.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.sensors import SENSORS, Band
+from preprocessing.simulation.noise import Float
+from preprocessing.simulation.raster import write_jp2, write_landcover
+from preprocessing.simulation.safe_metadata import Description, manifest_xml, product_xml, tile_xml
+from preprocessing.simulation.view import View, make_view
+
+QUANTIFICATION = 10_000
+OFFSET_DN = -1_000
+"""From baseline 04.00 on."""
+BLOCKS_PX = {10: 1024, 20: 640, 60: 192}
+"""Tile sizes of the real products' JPEG 2000, by pixel size in metres."""
+TILE = "T32UPU"
+LARGEST_DN = 65_534
+"""65 535 means saturated."""
+
+
+@dataclass(frozen=True)
+class SafeOptions:
+    """Which Sentinel-2 product to simulate."""
+
+    size_px: int
+    """Side of the 10 m grid; a multiple of 6."""
+    seed: int = 1
+    baseline: str = "05.10"
+    """Processing baseline; from 04.00 on digital numbers carry an offset."""
+    level: Literal["L1C", "L2A"] = "L2A"
+
+    @property
+    def offset_dn(self) -> int:
+        """Return the offset of the metadata, 0 where the baseline has none."""
+        return OFFSET_DN if float(self.baseline) >= 4 else 0
+
+
+def write_safe(
+    folder: Path, options: SafeOptions, written: Callable[[str], None] = lambda name: None
+) -> Path:
+    """Write one product and its land cover into `folder`; returns the product's path.
+
+    written: is told each image's name when it is done.
+    """
+    view = make_view(options.size_px, options.seed, "sentinel2")
+    what = _describe(options)
+    product = folder / f"{what.name}.SAFE"
+    for name, array, gsd_m in _images(view, options):
+        write_jp2(
+            product / f"{_image_path(what.granule, options.level, name, gsd_m)}.jp2",
+            array,
+            gsd_m,
+            BLOCKS_PX[gsd_m],
+        )
+        written(f"{name} at {gsd_m} m")
+    (product / f"MTD_MSI{options.level}.xml").write_text(product_xml(what), encoding="utf-8")
+    (product / "GRANULE" / what.granule / "MTD_TL.xml").write_text(tile_xml(what), encoding="utf-8")
+    (product / "manifest.safe").write_text(manifest_xml(product), encoding="utf-8")
+    write_landcover(folder / f"{what.name}_landcover.tif", view.classes(10), 10)
+    return product
+
+
+def image_count(options: SafeOptions) -> int:
+    """Return how many images `write_safe` writes."""
+    bands = sum(len(_resolutions(band, options)) for band in SENSORS["sentinel2"].bands)
+    return bands + (options.level == "L2A")
+
+
+def _describe(options: SafeOptions) -> Description:
+    """Name everything; the seed moves the sensing time, so that two archives never hold one product name."""
+    time = datetime(2024, 6, 1, 10, 10, 31, tzinfo=UTC) + timedelta(
+        days=options.seed % 90, minutes=options.seed // 90
+    )
+    stamp, baseline = time.strftime("%Y%m%dT%H%M%S"), options.baseline.replace(".", "")
+    granule = f"{options.level}_{TILE}_A000001_{stamp}"
+    return Description(
+        name=f"S2A_MSI{options.level}_{stamp}_N{baseline}_R022_{TILE}_{stamp}",
+        level=options.level,
+        baseline=options.baseline,
+        time=time.strftime("%Y-%m-%dT%H:%M:%S.000Z"),
+        granule=granule,
+        images=[
+            _image_path(granule, options.level, band.name, gsd_m)
+            for band in SENSORS["sentinel2"].bands
+            for gsd_m in _resolutions(band, options)
+        ],
+        size_px=options.size_px,
+        quantification=QUANTIFICATION,
+        offset_dn=options.offset_dn,
+    )
+
+
+def _image_path(granule: str, level: str, name: str, gsd_m: int) -> str:
+    stem = f"{TILE}_{granule.rsplit('_', 1)[1]}_{name}"
+    folder = f"GRANULE/{granule}/IMG_DATA"
+    return f"{folder}/{stem}" if level == "L1C" else f"{folder}/R{gsd_m}m/{stem}_{gsd_m}m"
+
+
+def _resolutions(band: Band, options: SafeOptions) -> tuple[int, ...]:
+    """Return the pixel sizes at which a product holds a band: L2A repeats fine bands on the coarser grids."""
+    own = round(band.gsd_m)
+    if options.level == "L1C":
+        return (own,)
+    if band.name == "B10":
+        return ()
+    if band.name == "B08":
+        return (own,)
+    return tuple(gsd_m for gsd_m in (10, 20, 60) if gsd_m >= own)
+
+
+def _images(
+    view: View, options: SafeOptions
+) -> Iterator[tuple[str, NDArray[np.uint8] | NDArray[np.uint16], int]]:
+    for band in SENSORS["sentinel2"].bands:
+        seen = view.reflectance(band.centre_nm, haze=options.level == "L1C")
+        for gsd_m in _resolutions(band, options):
+            measured = view.measure(seen, gsd_m, band.name)
+            yield band.name, digital_numbers(measured, view.outside(gsd_m), options.offset_dn), gsd_m
+    if options.level == "L2A":
+        yield "SCL", view.scene_classification(20), 20
+
+
+def digital_numbers(reflectance: Float, outside: NDArray[np.bool_], offset_dn: int) -> NDArray[np.uint16]:
+    """Store reflectance [y, x] as the product does: quantified, without the offset, 0 where nothing was measured."""
+    stored = np.rint(reflectance * QUANTIFICATION) - offset_dn
+    return np.where(outside, 0, np.clip(stored, 1, LARGEST_DN)).astype(np.uint16)
