@@ -53,7 +53,11 @@ for _tag, _pattern, _first in (
     ("bool", r"^(?:true|false|True|False)$", "tfTF"),
     ("null", r"^(?:~|null|Null|)$", ["~", "n", "N", ""]),
     ("int", r"^[-+]?(?:0|[1-9][0-9_]*)$", "-+0123456789"),
-    ("float", rf"^[-+]?(?:[0-9][0-9_]*\.[0-9]*{_EXPONENT}?|\.[0-9]+{_EXPONENT}?|[0-9][0-9_]*{_EXPONENT})$", "-+0123456789."),
+    (
+        "float",
+        rf"^[-+]?(?:[0-9][0-9_]*\.[0-9]*{_EXPONENT}?|\.[0-9]+{_EXPONENT}?|[0-9][0-9_]*{_EXPONENT})$",
+        "-+0123456789.",
+    ),
 ):
     _StrictLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), list(_first))
 
@@ -64,7 +68,7 @@ def parse_yaml(text: str, where: str) -> Any:
     Raises `ConfigError` with line and column for anything but plain, unambiguous YAML.
     """
     try:
-        return yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - derives from SafeLoader
+        return yaml.load(text, Loader=_StrictLoader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         at = f"{where}, line {mark.line + 1}, column {mark.column + 1}" if mark else where

@@ -43,14 +43,21 @@ class Command:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         shown = self.default or "none"
-        parser.add_argument("words", nargs="*", metavar="CONFIG | a.b=c", help=f"YAML file (default: {shown}) and values that win over it")
+        parser.add_argument(
+            "words",
+            nargs="*",
+            metavar="CONFIG | a.b=c",
+            help=f"YAML file (default: {shown}) and values that win over it",
+        )
         return parser
 
     def split(self, words: Sequence[str]) -> tuple[Path, list[str]]:
         """Split words into the configuration's path and the `a.b=c` rest."""
         files = [w for w in words if "=" not in w]
         if len(files) > 1:
-            raise MissingInputError(f"one configuration at a time, not {' and '.join(files)}; values are written key=value.")
+            raise MissingInputError(
+                f"one configuration at a time, not {' and '.join(files)}; values are written key=value."
+            )
         path = Path(files[0]).expanduser() if files else ROOT / self.default
         return path, [w for w in words if "=" in w]
 
@@ -60,7 +67,9 @@ def run(main: Callable[[Sequence[str]], int]) -> None:
 
     `SPECTRAL_TRACEBACK=1` shows the traceback as well.
     """
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.basicConfig(
+        level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr
+    )
     LOG.setLevel(logging.INFO)
     try:
         code = main(sys.argv[1:])
@@ -96,20 +105,21 @@ class Progress:
     unit: str = "items"
     stream: TextIO = field(default_factory=lambda: sys.stdout)
     done: int = 0
+    """What an earlier run finished; it does not count in the rate."""
+    live: bool = True
+    """False keeps quiet, on ranks other than 0."""
     _start: float = field(default_factory=time.monotonic)
     _shown: float = 0.0
-    _first: int = 0
 
-    def resume_at(self, done: int) -> None:
-        """Start counting at `done`: what an earlier run finished does not count in the rate."""
-        self.done = self._first = done
+    def __post_init__(self) -> None:
+        self._first = self.done
 
     def advance(self, count: int = 1, note: str = "") -> None:
         """Count `count` more as done and show it when it is time to."""
         self.done += count
         now = time.monotonic()
         interval = LIVE_INTERVAL_S if self.stream.isatty() else PLAIN_INTERVAL_S
-        if now - self._shown >= interval or self.done >= self.total:
+        if self.live and (now - self._shown >= interval or self.done >= self.total):
             self._shown = now
             self._write(note, end="\r" if self.stream.isatty() and self.done < self.total else "\n")
 

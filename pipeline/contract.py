@@ -113,7 +113,9 @@ class Normalisation:
 
     def __call__(self, pixels: NDArray[np.int16]) -> NDArray[np.float32]:
         """Normalise int16 [..., band, y, x] to float32; nodata becomes 0."""
-        x = (pixels.astype(np.float32) * np.float32(self.scale) - self.shift[:, None, None]) / self.span[:, None, None]
+        x = (pixels.astype(np.float32) * np.float32(self.scale) - self.shift[:, None, None]) / self.span[
+            :, None, None
+        ]
         x = np.clip(x, np.float32(0), np.float32(1)) if self.clip else x
         return np.where(pixels == NODATA, np.float32(0), x)
 

@@ -31,12 +31,14 @@ class Index:
 
     def __call__(self, *bands: Array) -> Array:
         """Evaluate on reflectance (unit 1, float32, one array a role, equal shapes); clipped to [-1, 1]."""
-        return np.clip(self.formula(*bands), np.float32(-1), np.float32(1))
+        clipped: Array = np.clip(self.formula(*bands), np.float32(-1), np.float32(1))
+        return clipped
 
 
 def normalised_difference(a: Array, b: Array) -> Array:
     """Return (a - b) / max(a + b, FLOOR)."""
-    return (a - b) / np.maximum(a + b, np.float32(FLOOR))
+    ratio: Array = (a - b) / np.maximum(a + b, np.float32(FLOOR))
+    return ratio
 
 
 def index(name: str) -> Index:

@@ -77,7 +77,9 @@ class Manifest(Config):
     def shards(self, split: str) -> tuple[Shard, ...]:
         """Return the shards of a split; raises `ContractError` where the set has none of that name."""
         if split not in self.splits:
-            raise ContractError(f"shard set {self.name} has no split `{split}`; it has {', '.join(self.splits)}.")
+            raise ContractError(
+                f"shard set {self.name} has no split `{split}`; it has {', '.join(self.splits)}."
+            )
         return self.splits[split]
 
     def digest(self) -> str:
@@ -122,13 +124,17 @@ def read(location: Path) -> Manifest:
     try:
         return Manifest.model_validate(tree)
     except ValidationError as error:
-        raise CorruptDataError(f"{path} is not a manifest: {error.errors()[0]['msg']}. Make it again.") from error
+        raise CorruptDataError(
+            f"{path} is not a manifest: {error.errors()[0]['msg']}. Make it again."
+        ) from error
 
 
 def _check_version(tree: Any, path: Path) -> None:
     version = tree.get("format_version") if isinstance(tree, dict) else None
     if isinstance(version, int) and version > FORMAT_VERSION:
-        raise ContractError(f"{path} has format {version}; this version reads up to {FORMAT_VERSION}. Update the project.")
+        raise ContractError(
+            f"{path} has format {version}; this version reads up to {FORMAT_VERSION}. Update the project."
+        )
 
 
 def sha256(path: Path) -> str:

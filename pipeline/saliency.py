@@ -6,6 +6,8 @@ flips, quarter turns and crops on the cell grid commute with them exactly.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,7 +17,9 @@ N, MEAN, STD = 0, 1, 2
 """Positions on the last axis of cell statistics."""
 
 
-def cell_statistics(values: NDArray[np.float32], counted: NDArray[np.bool_], cell_px: int) -> NDArray[np.float32]:
+def cell_statistics(
+    values: NDArray[np.float32], counted: NDArray[np.bool_], cell_px: int
+) -> NDArray[np.float32]:
     """Return `(n, mean, std)` of each square cell; population deviation, zeros where n = 0.
 
     values: [..., y, x] index values; counted: [y, x], broadcast over the leading axes.
@@ -33,10 +37,12 @@ def cell_statistics(values: NDArray[np.float32], counted: NDArray[np.bool_], cel
 
 def _check_fits(shape_px: tuple[int, ...], cell_px: int) -> None:
     if cell_px < 1 or any(side % cell_px for side in shape_px):
-        raise ContractError(f"cells of {cell_px} px do not divide an image of {'x'.join(map(str, shape_px))} px.")
+        raise ContractError(
+            f"cells of {cell_px} px do not divide an image of {'x'.join(map(str, shape_px))} px."
+        )
 
 
-def _cells(image: NDArray[np.generic], cell_px: int) -> NDArray[np.generic]:
+def _cells(image: NDArray[Any], cell_px: int) -> NDArray[Any]:
     """Rearrange [..., y, x] to [..., y / c, x / c, c * c]."""
     *lead, height, width = image.shape
     split = image.reshape(*lead, height // cell_px, cell_px, width // cell_px, cell_px)
@@ -71,7 +77,9 @@ def saliency(cells: NDArray[np.float32], richness_weight: float = 0.5) -> NDArra
     richness = np.abs(cells[..., MEAN]).max(0).ravel()
     heterogeneity = cells[..., STD].astype(np.float64).mean(0).ravel()
     a = richness_weight
-    return a * _ranks(np.where(counted, richness, -1.0)) + (1 - a) * _ranks(np.where(counted, heterogeneity, -1.0))
+    return a * _ranks(np.where(counted, richness, -1.0)) + (1 - a) * _ranks(
+        np.where(counted, heterogeneity, -1.0)
+    )
 
 
 def _ranks(values: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -79,4 +87,5 @@ def _ranks(values: NDArray[np.floating]) -> NDArray[np.float64]:
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
     average = last - (counts + 1) / 2
-    return average[inverse] / max(values.size - 1, 1)
+    ranks: NDArray[np.float64] = average[inverse] / max(values.size - 1, 1)
+    return ranks

@@ -113,7 +113,9 @@ def _array(members: dict[str, bytes], name: str, key: str, where: str) -> NDArra
     try:
         return decode_array(data)
     except (ValueError, RuntimeError, EOFError) as error:
-        raise CorruptDataError(f"{where}: {key}.{name} cannot be decoded ({error}). Make this shard again.") from error
+        raise CorruptDataError(
+            f"{where}: {key}.{name} cannot be decoded ({error}). Make this shard again."
+        ) from error
 
 
 def decode_array(data: bytes) -> NDArray[Any]:
@@ -123,9 +125,11 @@ def decode_array(data: bytes) -> NDArray[Any]:
 
 
 def _check_shapes(sample: Sample, where: str) -> None:
-    kinds = (sample.pixels.dtype, sample.mask.dtype, sample.cells.dtype)
+    kinds = tuple(a.dtype.name for a in (sample.pixels, sample.mask, sample.cells))
     ranks = (sample.pixels.ndim, sample.mask.ndim, sample.cells.ndim)
     fits = sample.pixels.shape[1:] == sample.mask.shape and np.isfinite(sample.cells).all()
-    if kinds != (np.int16, np.uint8, np.float32) or ranks != (3, 2, 4) or not fits:
+    if kinds != ("int16", "uint8", "float32") or ranks != (3, 2, 4) or not fits:
         shapes = f"pixels {sample.pixels.shape}, mask {sample.mask.shape}, cells {sample.cells.shape}"
-        raise CorruptDataError(f"{where}: sample {sample.key} is misshapen ({shapes}). Make this shard again.")
+        raise CorruptDataError(
+            f"{where}: sample {sample.key} is misshapen ({shapes}). Make this shard again."
+        )

@@ -47,7 +47,9 @@ class Sensor:
         """Return the bands called `names`, in that order; refuses duplicates."""
         twice = sorted({n for n in names if list(names).count(n) > 1})
         if twice:
-            raise ContractError(f"bands {', '.join(twice)} are listed twice for sensor {self.name}; list each once.")
+            raise ContractError(
+                f"bands {', '.join(twice)} are listed twice for sensor {self.name}; list each once."
+            )
         return tuple(self[n] for n in names)
 
     def resolve(self, role: str, names: Sequence[str]) -> Band:
@@ -74,7 +76,9 @@ def sensor(name: str) -> Sensor:
         raise unknown("sensor", name, SENSORS) from None
 
 
-_COPERNICUS = "Contains modified Copernicus Sentinel data; free, full and open under the Copernicus data terms."
+_COPERNICUS = (
+    "Contains modified Copernicus Sentinel data; free, full and open under the Copernicus data terms."
+)
 _USGS = "Landsat data courtesy of the U.S. Geological Survey; public domain."
 
 SENSORS: dict[str, Sensor] = {

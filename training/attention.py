@@ -9,8 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-import torch
-import torch.nn.functional as F  # noqa: N812 - the usual name
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.errors import unknown
@@ -88,4 +87,3 @@ def initialise(module: nn.Module) -> None:
 
 
 ATTENTIONS: dict[str, Backend] = {"auto": sdpa, "sdpa": sdpa, "naive": naive}
-

@@ -115,7 +115,9 @@ class Store:
             partial.rename(final)
             write_atomically(self.folder / _LATEST, final.name.encode())
         except OSError as error:
-            raise OutputError(f"checkpoint {final} could not be written ({error}); the one before is intact.") from error
+            raise OutputError(
+                f"checkpoint {final} could not be written ({error}); the one before is intact."
+            ) from error
         for old in self._newest_first()[self.keep_last :]:
             shutil.rmtree(old)
 
@@ -128,7 +130,9 @@ class Store:
         found: list[str | None] = [self._look() if self.world.main else None]
         name = self.world.gather(found[0])[0]
         if name == "":
-            raise CorruptDataError(f"no checkpoint in {self.folder} verifies; move the folder away to start anew.")
+            raise CorruptDataError(
+                f"no checkpoint in {self.folder} verifies; move the folder away to start anew."
+            )
         return self.folder / str(name) if name is not None else None
 
     def _look(self) -> str | None:
@@ -148,8 +152,12 @@ def _write_manifest(folder: Path) -> None:
     files = sorted(p for p in folder.rglob("*") if p.is_file())
     for path in files:
         _sync(path)
-    listed = {str(p.relative_to(folder)): {"size_bytes": p.stat().st_size, "sha256": sha256(p)} for p in files}
-    write_atomically(folder / _MANIFEST, json.dumps({"format_version": FORMAT_VERSION, "files": listed}, indent=1).encode())
+    listed = {
+        str(p.relative_to(folder)): {"size_bytes": p.stat().st_size, "sha256": sha256(p)} for p in files
+    }
+    write_atomically(
+        folder / _MANIFEST, json.dumps({"format_version": FORMAT_VERSION, "files": listed}, indent=1).encode()
+    )
     _sync(folder)
 
 
@@ -182,7 +190,9 @@ def read_state(folder: Path) -> State:
     """Read a checkpoint's state; raises `ContractError` for a newer format."""
     tree = json.loads((folder / _STATE).read_text())
     if tree.get("format_version", 0) > FORMAT_VERSION:
-        raise ContractError(f"{folder} has format {tree['format_version']}; this version reads up to {FORMAT_VERSION}.")
+        raise ContractError(
+            f"{folder} has format {tree['format_version']}; this version reads up to {FORMAT_VERSION}."
+        )
     return State.model_validate(tree)
 
 
@@ -204,5 +214,3 @@ def find(location: Path) -> Path:
     if found is None:
         raise MissingInputError(f"no checkpoint in {location}. Give a run folder that pretraining wrote.")
     return found
-
-

@@ -30,9 +30,18 @@ def parser() -> argparse.ArgumentParser:
         epilog="examples:\n  python training/compare.py --output runs\n  python training/compare.py spectral --curve grad_norm",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument("experiment", nargs="?", default=TrackingConfig().experiment, help="MLflow experiment (default: %(default)s)")
-    made.add_argument("--output", type=Path, default=Path("runs"), help="folder that holds the runs (default: %(default)s)")
-    made.add_argument("--uri", help="tracking server (default: MLFLOW_TRACKING_URI, else the database in --output)")
+    made.add_argument(
+        "experiment",
+        nargs="?",
+        default=TrackingConfig().experiment,
+        help="MLflow experiment (default: %(default)s)",
+    )
+    made.add_argument(
+        "--output", type=Path, default=Path("runs"), help="folder that holds the runs (default: %(default)s)"
+    )
+    made.add_argument(
+        "--uri", help="tracking server (default: MLFLOW_TRACKING_URI, else the database in --output)"
+    )
     made.add_argument("--curve", default="loss", help="metric to draw over the steps (default: %(default)s)")
     made.add_argument("--picture", type=Path, help="where to draw it (default: OUTPUT/compare-METRIC.png)")
     return made
@@ -76,10 +85,10 @@ def main(argv: Sequence[str]) -> int:
     runs = read_runs(uri, asked.experiment, [asked.curve, "samples_per_s"])
     if not runs:
         raise MissingInputError(f"experiment `{asked.experiment}` at {uri} has no runs yet.")
-    for kind in dict.fromkeys(run.kind for run in runs):
-        say(f"\n{kind}\n{differences([run for run in runs if run.kind == kind])}")
+    for kind in dict.fromkeys(recorded.kind for recorded in runs):
+        say(f"\n{kind}\n{differences([r for r in runs if r.kind == kind])}")
     say(f"\nresults\n{results(runs)}\n")
-    lines = {run.name: run.curves[asked.curve] for run in runs if asked.curve in run.curves}
+    lines = {r.name: r.curves[asked.curve] for r in runs if asked.curve in r.curves}
     if lines:
         picture = asked.picture or asked.output / f"compare-{asked.curve}.png"
         say(f"{asked.curve} over steps: {panels.curves(lines, asked.curve, picture)}")

@@ -8,6 +8,7 @@ Shape letters: B batch, C bands, H W pixels, S places, I indices.
 
 from __future__ import annotations
 
+import math
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -41,13 +42,13 @@ class DataConfig(Config):
     """Split of the set."""
     bands: tuple[str, ...] | None = None
     """Bands by name, in model order; null takes all that are stored."""
-    image_px: int | None = Field(None, ge=8)
+    image_px: int | None = Field(default=None, ge=8)
     """Side of the crop in pixels, on the cell grid; null takes the whole tile."""
     augment: bool = True
     """Random crop, flips and quarter turns."""
     normalise: NormalisationKind = "minmax"
     """Input normalisation, from the set's band statistics."""
-    workers: int = Field(0, ge=0)
+    workers: int = Field(default=0, ge=0)
     """Loader processes a rank; 0 loads in the training process."""
     verify: Verify = "size"
     """Check of the shards at the start: file sizes, or sha256 of every byte."""
@@ -56,16 +57,18 @@ class DataConfig(Config):
 class BatchConfig(Config):
     """How many samples make a step."""
 
-    size: int = Field(256, ge=1)
+    size: int = Field(default=256, ge=1)
     """Samples of one optimiser step over all ranks and accumulation steps."""
-    micro: int | None = Field(None, ge=1)
+    micro: int | None = Field(default=None, ge=1)
     """Samples a rank holds at once; null takes size / ranks."""
 
     def accumulation(self, ranks: int) -> int:
         """Return the number of micro-batches of a rank's step; raises `ConfigError` where it is not whole."""
         micro = self.micro or max(self.size // ranks, 1)
         if self.size % (micro * ranks):
-            raise ConfigError(f"batch.size {self.size} is no multiple of batch.micro {micro} x {ranks} ranks; change one.")
+            raise ConfigError(
+                f"batch.size {self.size} is no multiple of batch.micro {micro} x {ranks} ranks; change one."
+            )
         return self.size // (micro * ranks)
 
 
@@ -117,7 +120,9 @@ def make_view(contract: DataContract, config: DataConfig, patch_px: int) -> View
             f"data.image_px {image_px} must be a multiple of {contract.cell_px} up to {contract.tile_px}, the tile of {config.shards}."
         )
     if patch_px % contract.cell_px:
-        raise ConfigError(f"model.patch_px {patch_px} must be a multiple of the cells of {config.shards}, {contract.cell_px} px.")
+        raise ConfigError(
+            f"model.patch_px {patch_px} must be a multiple of the cells of {config.shards}, {contract.cell_px} px."
+        )
     bands = contract.band_positions(config.bands or contract.band_names)
     return View(tuple(bands), image_px, contract.cell_px, patch_px, augment=config.augment)
 
@@ -134,7 +139,9 @@ def look(sample: Sample, view: View, epoch: int) -> Sample:
     cells = cells[:, row : row + across, col : col + across]
     if view.augment:
         turns, flip = int(u[2] * 4), bool(u[3] < 0.5)
-        pixels, mask, cells = (_turn(a, axes, turns, flip) for a, axes in ((pixels, (1, 2)), (mask, (0, 1)), (cells, (1, 2))))
+        pixels, mask, cells = (
+            _turn(a, axes, turns, flip) for a, axes in ((pixels, (1, 2)), (mask, (0, 1)), (cells, (1, 2)))
+        )
     return Sample(sample.key, pixels, mask, cells, sample.info, sample.label)
 
 
@@ -162,7 +169,7 @@ def _valid_places(mask: NDArray[np.uint8], patch_px: int) -> NDArray[np.bool_]:
     measured = (mask & Flag.NODATA) == 0
     side = mask.shape[0] // patch_px
     share = measured.reshape(side, patch_px, side, patch_px).mean((1, 3))
-    return share.ravel() >= 0.5
+    return np.asarray(share.ravel() >= 0.5)
 
 
 class ShardStream(Dataset[Batch]):
@@ -173,13 +180,21 @@ class ShardStream(Dataset[Batch]):
         self.accumulation = batch.accumulation(world.size)
         self.steps_per_epoch = len(reader) // batch.size
         if not self.steps_per_epoch:
-            raise ConfigError(f"batch.size {batch.size} is more than the {len(reader)} samples of the split; lower it.")
+            raise ConfigError(
+                f"batch.size {batch.size} is more than the {len(reader)} samples of the split; lower it."
+            )
 
     def positions(self, step: int) -> NDArray[np.uint64]:
         """Return the sample numbers of this rank's step, micro-batches one after the other."""
         epoch, within = divmod(step, self.steps_per_epoch)
         first = within * self.size
-        order = permute(np.arange(first, first + self.size, dtype=np.uint64), len(self.reader), _ORDER, self.view.seed, epoch)
+        order = permute(
+            np.arange(first, first + self.size, dtype=np.uint64),
+            len(self.reader),
+            _ORDER,
+            self.view.seed,
+            epoch,
+        )
         ranks = order.reshape(self.accumulation, self.world.size, -1)
         return ranks[:, self.world.rank].ravel()
 
@@ -206,7 +221,7 @@ class Pass(Dataset[Batch]):
 
     def __len__(self) -> int:
         """Return the number of batches of a rank."""
-        return -(-len(self.reader) // (self.batch_size * self.world.size))
+        return math.ceil(len(self.reader) / (self.batch_size * self.world.size))
 
     def __getitem__(self, step: int) -> Batch:
         """Load one batch."""

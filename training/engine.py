@@ -33,7 +33,7 @@ class EngineConfig(Config):
     """ZeRO: 1 shares the optimiser's state among the ranks, 2 also gradients, 3 also parameters."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 on GPUs that have it, fp32 elsewhere (bf16 is several times slower on plain CPUs)."""
-    timeout_s: float = Field(600.0, gt=0)
+    timeout_s: float = Field(default=600.0, gt=0)
     """How long a rank waits for the others before it gives up."""
 
     def resolve(self, device: torch.device) -> str:
@@ -42,7 +42,9 @@ class EngineConfig(Config):
         if chosen == "auto":
             chosen = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
         if chosen == "bf16" and self.zero_stage == 0:
-            raise ConfigError("engine.zero_stage 0 with bf16 trains wrongly in DeepSpeed: set engine.zero_stage=1.")
+            raise ConfigError(
+                "engine.zero_stage 0 with bf16 trains wrongly in DeepSpeed: set engine.zero_stage=1."
+            )
         return chosen
 
 
@@ -152,7 +154,9 @@ class Engine:
         gradients = [p.grad for p in self._engine.module.parameters() if p.grad is not None]
         norm = float(torch.nn.utils.get_total_norm(gradients))
         if not math.isfinite(norm):
-            raise TrainingError(f"the gradient norm is {norm} before the update; lower optimiser.base_lr or look at the batch.")
+            raise TrainingError(
+                f"the gradient norm is {norm} before the update; lower optimiser.base_lr or look at the batch."
+            )
         return norm
 
     def save(self, folder: Path) -> None:
@@ -201,10 +205,14 @@ def _number(value: object) -> float:
 def _import_deepspeed(device: torch.device) -> Any:
     """Import DeepSpeed, quiet and without the compilation that a CPU run does not need."""
     if importlib.util.find_spec("deepspeed") is None:
-        raise MissingPackageError("training needs deepspeed; install it with `make setup`, or `pip install deepspeed`.")
+        raise MissingPackageError(
+            "training needs deepspeed; install it with `make setup`, or `pip install deepspeed`."
+        )
     if device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # DeepSpeed's, not ours
+    warnings.filterwarnings(
+        "ignore", category=FutureWarning, module="torch.distributed"
+    )  # DeepSpeed's, not ours
     with _quiet():
         import deepspeed
         from deepspeed.ops import __compatible_ops__

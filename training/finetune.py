@@ -58,11 +58,11 @@ class FinetuneConfig(runs.RunConfig):
     """Run or checkpoint folder of the pretrained weights; null starts from scratch."""
     model: ModelConfig = ModelConfig()
     """The encoder when starting from scratch; otherwise the checkpoint's own is used."""
-    layer_decay: float = Field(0.75, gt=0, le=1)
+    layer_decay: float = Field(default=0.75, gt=0, le=1)
     """full: learning rate of a block relative to the one above it."""
     val_split: str = "val"
     """Split that is scored."""
-    eval_every_epochs: int = Field(10, ge=1)
+    eval_every_epochs: int = Field(default=10, ge=1)
     """Epochs between scores on the way; the end is always scored."""
 
 
@@ -103,14 +103,18 @@ class Finetuning:
         val_reader = ShardReader(config.data.shards, config.val_split, config.data.verify)
         self.validation = Pass(val_reader, replace(view, augment=False), micro, world)
         torch.manual_seed(config.seed)
-        self.model = Downstream(Encoder(model, layout), self.task.head(model.dimensions.width), config.mode == "linear_probe")
+        self.model = Downstream(
+            Encoder(model, layout), self.task.head(model.dimensions.width), config.mode == "linear_probe"
+        )
         if start:
             self.model.encoder.load_state_dict(checkpoint.read_weights(start, "encoder."))
         self._last: NDArray[np.int64] | None = None
 
     def groups(self) -> list[dict[str, object]]:
         """Return the optimiser's parameter groups: layer decay below the head."""
-        return layer_decay_groups(self.model, self.config.optimiser.weight_decay, self.config.layer_decay, self.model.encoder.depth)
+        return layer_decay_groups(
+            self.model, self.config.optimiser.weight_decay, self.config.layer_decay, self.model.encoder.depth
+        )
 
     def prepare(self, batch: Batch, engine: Engine) -> Prepared:
         """Make the losses ready."""
@@ -156,8 +160,14 @@ class Finetuning:
             ("run", str(config.folder)),
             ("task", f"{config.task}, {config.mode}"),
             ("weights", str(config.init or "from scratch")),
-            ("data", f"{len(stream.reader)} samples to train, {len(self.validation.reader)} to score, of {config.data.shards}"),
-            ("model", f"{count_parameters(self.model) / 1e6:.2f} M parameters, {trained / 1e6:.3f} M trained"),
+            (
+                "data",
+                f"{len(stream.reader)} samples to train, {len(self.validation.reader)} to score, of {config.data.shards}",
+            ),
+            (
+                "model",
+                f"{count_parameters(self.model) / 1e6:.2f} M parameters, {trained / 1e6:.3f} M trained",
+            ),
             ("steps", f"{Span.of(config, stream).total} of {config.batch.size} samples"),
         ]
         return table(("what", "this run"), rows)
@@ -184,7 +194,9 @@ def _data_record(reader: ShardReader, config: FinetuneConfig, state: State | Non
         _require_fitting(state.data, reader, config)
     return DataRecord(
         contract=contract,
-        statistics=state.data.statistics if state else tuple(reader.manifest.statistics[i] for i in positions),
+        statistics=state.data.statistics
+        if state
+        else tuple(reader.manifest.statistics[i] for i in positions),
         bands=names,
         image_px=state.data.image_px if state else config.data.image_px or contract.tile_px,
         normalise=state.data.normalise if state else config.data.normalise,
@@ -195,12 +207,16 @@ def _data_record(reader: ShardReader, config: FinetuneConfig, state: State | Non
 def _require_fitting(expected: DataRecord, reader: ShardReader, config: FinetuneConfig) -> None:
     found = reader.manifest.contract
     keys = ("sensor", "level", "scale", "nodata")
-    problems = differences({k: getattr(expected.contract, k) for k in keys}, {k: getattr(found, k) for k in keys})
+    problems = differences(
+        {k: getattr(expected.contract, k) for k in keys}, {k: getattr(found, k) for k in keys}
+    )
     asked = {"data.bands": config.data.bands, "data.image_px": config.data.image_px}
     has = {"data.bands": expected.bands, "data.image_px": expected.image_px}
     problems += [f"{k}: {has[k]!r} -> {v!r}" for k, v in asked.items() if v is not None and v != has[k]]
     if problems:
-        raise ContractError(f"the weights in {config.init} do not fit {config.data.shards}: {'; '.join(problems)}.")
+        raise ContractError(
+            f"the weights in {config.init} do not fit {config.data.shards}: {'; '.join(problems)}."
+        )
 
 
 def finetune(config: FinetuneConfig, world: World) -> bool:

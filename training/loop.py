@@ -42,11 +42,17 @@ class Work(Protocol):
     """What one kind of training does in the loop."""
 
     kind: str
-    config: RunConfig
     world: World
     stream: ShardStream
     data: DataRecord
-    model: nn.Module
+
+    @property
+    def config(self) -> RunConfig:
+        """The run's configuration."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The model to train."""
 
     def groups(self) -> list[dict[str, object]]:
         """Return the optimiser's parameter groups."""
@@ -83,13 +89,16 @@ def train(work: Work) -> bool:
     config, world = work.config, work.world
     world.require_same("data", work.data.digest)
     micro = config.batch.size // world.size // work.stream.accumulation
-    recipe = Recipe(work.groups(), config.optimiser.betas, config.optimiser.clip_norm, micro, work.stream.accumulation)
+    recipe = Recipe(
+        work.groups(), config.optimiser.betas, config.optimiser.clip_norm, micro, work.stream.accumulation
+    )
     if world.main:
         say(work.plan())
+    parameters = count_parameters(work.model)  # before ZeRO-3 takes them apart
     engine = Engine(work.model, recipe, config.engine, world)
     store = Store(config.folder, world, config.keep_last)
     start = _resume(work, engine, store)
-    extra = {"parameters": count_parameters(work.model), "ranks": world.size, "data_digest": work.data.digest}
+    extra = {"parameters": parameters, "ranks": world.size, "data_digest": work.data.digest}
     identity = runs.identity(config, work.kind, extra)
     with Tracker(identity, config.tracking, start, world.main) as tracker, StopSignal() as stop:
         complete = _loop(work, engine, store, tracker, stop, start)
@@ -104,9 +113,13 @@ def _resume(work: Work, engine: Engine, store: Store) -> int:
         return 0
     state = read_state(folder)
     if state.ranks != work.world.size:
-        raise ConfigError(f"{folder} was written by {state.ranks} ranks, not {work.world.size}; start {state.ranks} ranks.")
+        raise ConfigError(
+            f"{folder} was written by {state.ranks} ranks, not {work.world.size}; start {state.ranks} ranks."
+        )
     if state.data.digest != work.data.digest and work.config.resume == "auto":
-        raise ConfigError(f"{folder} was trained on other data than {work.config.data.shards}; resume=changed allows it.")
+        raise ConfigError(
+            f"{folder} was trained on other data than {work.config.data.shards}; resume=changed allows it."
+        )
     engine.load(folder / "engine")
     if work.world.main:
         say(f"going on from {folder} at step {state.step}")

@@ -31,19 +31,19 @@ class MaskingConfig(Config):
 
     strategy: str = "random"
     """A key of `MASKINGS`: random, saliency, tube, spectral."""
-    ratio: float = Field(0.9, gt=0, lt=1)
+    ratio: float = Field(default=0.9, gt=0, lt=1)
     """Share of the cubes that is hidden."""
     policy: Literal["mask_salient", "keep_salient"] = "mask_salient"
     """Saliency: hide the informative cubes, or show them."""
     draw: Literal["hidden", "shown"] = "hidden"
     """Saliency: which of the two sets is the weighted sample."""
-    lambda_max: float = Field(0.25, ge=0)
+    lambda_max: float = Field(default=0.25, ge=0)
     """Saliency: strength of the guidance at the end of the curriculum; 0 is uniform random masking."""
     curriculum: Literal["linear", "cosine", "step"] = "linear"
     """Saliency: how lambda rises from the end of warm-up to `full_at`."""
-    full_at: float = Field(0.8, gt=0, le=1)
+    full_at: float = Field(default=0.8, gt=0, le=1)
     """Saliency: share of the training at which lambda_max is reached."""
-    richness_weight: float = Field(0.5, ge=0, le=1)
+    richness_weight: float = Field(default=0.5, ge=0, le=1)
     """Saliency: weight of semantic richness against internal heterogeneity."""
 
 
@@ -159,7 +159,8 @@ def _saliency(draw: Draw) -> Scores:
 
 def _zscore(saliency_BS: Scores) -> Scores:
     centred = saliency_BS - saliency_BS.mean(1, keepdims=True)
-    return centred / np.maximum(saliency_BS.std(1, keepdims=True), 1e-6)
+    scaled: Scores = centred / np.maximum(saliency_BS.std(1, keepdims=True), 1e-6)
+    return scaled
 
 
 @dataclass(frozen=True)

@@ -45,11 +45,11 @@ class ModelConfig(Config):
 
     size: str = "base"
     """A key of `SIZES`: tiny and small are ours, for laptops."""
-    patch_px: int = Field(8, ge=1)
+    patch_px: int = Field(default=8, ge=1)
     """Side of a cube in pixels."""
-    bands_per_cube: int = Field(3, ge=1)
+    bands_per_cube: int = Field(default=3, ge=1)
     """Bands of a cube; must divide the number of bands."""
-    decoder_depth: int = Field(4, ge=1)
+    decoder_depth: int = Field(default=4, ge=1)
     """Blocks of the decoder."""
     target: Target = "unit"
     """What is reconstructed: the input's scale, [0, 1], [-1, 1], or standardised by cube or by cube and band."""
@@ -157,7 +157,9 @@ class SpatialSpectralMAE(nn.Module):
         self.encoder = Encoder(config, layout)
         self.decoder = Decoder(config, layout)
 
-    def forward(self, image_BCHW: Tensor, shown_BK: Tensor, hidden_BM: Tensor, counted_BM: Tensor) -> MAEOutput:
+    def forward(
+        self, image_BCHW: Tensor, shown_BK: Tensor, hidden_BM: Tensor, counted_BM: Tensor
+    ) -> MAEOutput:
         """Reconstruct normalised images [B, C, H, W]; see `MAEOutput`."""
         cubes_BNP = to_cubes(image_BCHW, self.layout)
         encoded_BKD = self.encoder(cubes_BNP, shown_BK)
@@ -175,8 +177,8 @@ def targets(cubes_BMP: Tensor, config: ModelConfig, layout: Layout) -> Tensor:
         return 2 * cubes_BMP.clamp(0, 1) - 1
     if config.target == "cube_standardised":
         return standardise(cubes_BMP)
-    bands = cubes_BMP.unflatten(-1, (layout.bands_per_cube, -1))
-    return standardise(bands).flatten(-2)
+    by_band = cubes_BMP.view(*cubes_BMP.shape[:-1], layout.bands_per_cube, -1)
+    return standardise(by_band).flatten(-2)
 
 
 def standardise(x: Tensor) -> Tensor:

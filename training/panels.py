@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ Row = Mapping[str, NDArray[np.float32]]
 """Title -> RGB array [y, x, 3]."""
 
 
-def _pyplot() -> object:
+def _pyplot() -> Any:
     try:
         import matplotlib
     except ImportError as error:
@@ -32,7 +33,9 @@ def reconstruction(rows: Sequence[Row], path: Path) -> Path:
     """Write a picture with one row an image and one column a named RGB array [y, x, 3]; returns `path`."""
     plt = _pyplot()
     titles = list(rows[0])
-    figure, axes = plt.subplots(len(rows), len(titles), figsize=(2 * len(titles), 2 * len(rows)), squeeze=False)  # type: ignore[attr-defined]
+    figure, axes = plt.subplots(
+        len(rows), len(titles), figsize=(2 * len(titles), 2 * len(rows)), squeeze=False
+    )
     for line, row in zip(axes, rows, strict=True):
         for axis, title in zip(line, titles, strict=True):
             axis.imshow(np.clip(row[title], 0, 1), interpolation="nearest")
@@ -45,7 +48,7 @@ def reconstruction(rows: Sequence[Row], path: Path) -> Path:
 def curves(lines: Mapping[str, Curve], label: str, path: Path) -> Path:
     """Write curves over each other into one picture, `label` on the y axis; returns `path`."""
     plt = _pyplot()
-    figure, axis = plt.subplots(figsize=(7, 4))  # type: ignore[attr-defined]
+    figure, axis = plt.subplots(figsize=(7, 4))
     for name, points in lines.items():
         axis.plot([s for s, _ in points], [v for _, v in points], label=name, linewidth=1.2)
     axis.set(xlabel="step", ylabel=label)
@@ -54,9 +57,9 @@ def curves(lines: Mapping[str, Curve], label: str, path: Path) -> Path:
     return _write(figure, path)
 
 
-def _write(figure: object, path: Path) -> Path:
+def _write(figure: Any, path: Path) -> Path:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")  # type: ignore[attr-defined]
-    _pyplot().close(figure)  # type: ignore[attr-defined]
+    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
+    _pyplot().close(figure)
     path.parent.mkdir(parents=True, exist_ok=True)
     return write_atomically(path, buffer.getvalue())

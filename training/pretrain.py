@@ -49,7 +49,7 @@ class PretrainConfig(runs.RunConfig):
     """The masked autoencoder."""
     masking: MaskingConfig = MaskingConfig()
     """What is hidden."""
-    panel_images: int = Field(4, ge=0)
+    panel_images: int = Field(default=4, ge=0)
     """Images in the reconstruction panel written at the end; 0 writes none."""
 
 
@@ -92,7 +92,9 @@ class Pretraining:
         config = self.config.masking
         noise = masking.token_noise(self.config.seed, batch.ids, batch.epoch, self.layout.tokens)
         strength = masking.strength(config, batch.step, self.span.warmup, self.span.total)
-        return masking.choose(masking.Draw(noise, batch.saliency_BS, self.layout.groups, strength, config), batch.valid_BS)
+        return masking.choose(
+            masking.Draw(noise, batch.saliency_BS, self.layout.groups, strength, config), batch.valid_BS
+        )
 
     def prepare(self, batch: Batch, engine: Engine) -> Prepared:
         """Choose the masks and make the losses ready."""
@@ -121,11 +123,20 @@ class Pretraining:
         samples = len(self.stream.reader)
         rows = [
             ("run", str(config.folder)),
-            ("data", f"{samples} samples of {config.data.shards}, {len(self.data.bands)} bands, {self.data.image_px} px"),
+            (
+                "data",
+                f"{samples} samples of {config.data.shards}, {len(self.data.bands)} bands, {self.data.image_px} px",
+            ),
             ("model", f"{config.model.size}, {count_parameters(self.model) / 1e6:.2f} M parameters"),
             ("tokens", f"{shown} of {self.layout.tokens} cubes shown, masking {config.masking.strategy}"),
-            ("steps", f"{self.span.total} of {config.batch.size} samples, {self.stream.steps_per_epoch} an epoch"),
-            ("engine", f"ZeRO {config.engine.zero_stage}, {config.engine.resolve(world.device)}, {world.size} x {world.device.type}"),
+            (
+                "steps",
+                f"{self.span.total} of {config.batch.size} samples, {self.stream.steps_per_epoch} an epoch",
+            ),
+            (
+                "engine",
+                f"ZeRO {config.engine.zero_stage}, {config.engine.resolve(world.device)}, {world.size} x {world.device.type}",
+            ),
         ]
         return table(("what", "this run"), rows)
 
@@ -148,7 +159,9 @@ class Pretraining:
     def _panel_rows(self, engine: Engine) -> list[panels.Row]:
         """Reconstruct the first images of the run."""
         batch = self.stream[0]
-        image, shown, hidden, counted = self._inputs(batch, self.choose(batch), slice(0, self.config.panel_images))
+        image, shown, hidden, counted = self._inputs(
+            batch, self.choose(batch), slice(0, self.config.panel_images)
+        )
         predicted = engine.module(image, shown, hidden, counted).predicted_BMP
         predicted = (predicted + 1) / 2 if self.config.model.target == "signed" else predicted
         cubes, place = to_cubes(image, self.layout), hidden.unsqueeze(-1).expand_as(predicted)
@@ -158,7 +171,10 @@ class Pretraining:
             "original": image,
         }
         bands = self.data.rgb()
-        return [{k: v[i][bands].permute(1, 2, 0).cpu().numpy() for k, v in columns.items()} for i in range(len(image))]
+        return [
+            {k: v[i][bands].permute(1, 2, 0).cpu().numpy() for k, v in columns.items()}
+            for i in range(len(image))
+        ]
 
 
 def pretrain(config: PretrainConfig, world: World) -> bool:

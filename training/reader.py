@@ -54,7 +54,9 @@ def index_shard(path: Path) -> list[Entry]:
 def _check_member(member: tarfile.TarInfo, path: Path) -> None:
     """Refuse what other readers would follow or execute."""
     if not member.isreg() or member.name.endswith(_EXECUTABLE) or not samples.KEY_PATTERN.match(member.name):
-        raise CorruptDataError(f"{path} holds `{member.name}`, which is no sample of a shard set; do not use this file.")
+        raise CorruptDataError(
+            f"{path} holds `{member.name}`, which is no sample of a shard set; do not use this file."
+        )
 
 
 class ShardReader:
@@ -66,7 +68,9 @@ class ShardReader:
         self.shards = self.manifest.shards(split)
         self._ends = list(itertools.accumulate(s.samples for s in self.shards))
         if not self._ends or not self._ends[-1]:
-            raise ContractError(f"the split `{split}` of {location} has no samples; loosen the thresholds and shard again.")
+            raise ContractError(
+                f"the split `{split}` of {location} has no samples; loosen the thresholds and shard again."
+            )
         for shard in self.shards:
             self._check(shard, verify)
 
@@ -77,11 +81,15 @@ class ShardReader:
     def _check(self, shard: Shard, verify: Verify) -> None:
         path = self.folder / shard.path
         if not path.resolve().is_relative_to(self.folder.resolve()):
-            raise CorruptDataError(f"{self.folder}: shard `{shard.path}` lies outside the set; do not use this manifest.")
+            raise CorruptDataError(
+                f"{self.folder}: shard `{shard.path}` lies outside the set; do not use this manifest."
+            )
         if not path.exists():
             raise MissingInputError(f"shard {path} is missing. Copy it back, or make the set again.")
         if path.stat().st_size != shard.size_bytes:
-            raise CorruptDataError(f"shard {path} has {path.stat().st_size} bytes, not {shard.size_bytes}. Make it again.")
+            raise CorruptDataError(
+                f"shard {path} has {path.stat().st_size} bytes, not {shard.size_bytes}. Make it again."
+            )
         if verify == "sha256" and manifests.sha256(path) != shard.sha256:
             raise CorruptDataError(f"shard {path} does not have its recorded checksum. Make it again.")
 
@@ -93,14 +101,18 @@ class ShardReader:
         entries = self._entries(place)
         entry = entries[number - (self._ends[place] - shard.samples)]
         with path.open("rb", buffering=0) as stream:
-            members = {s: os.pread(stream.fileno(), size, offset) for s, (offset, size) in entry.members.items()}
+            members = {
+                s: os.pread(stream.fileno(), size, offset) for s, (offset, size) in entry.members.items()
+            }
         return samples.decode(entry.key, members, str(path))
 
     def _entries(self, place: int) -> list[Entry]:
         shard = self.shards[place]
         entries = _index(self.folder / shard.path)
         if len(entries) != shard.samples:
-            raise CorruptDataError(f"shard {shard.path} holds {len(entries)} samples, not {shard.samples}. Make it again.")
+            raise CorruptDataError(
+                f"shard {shard.path} holds {len(entries)} samples, not {shard.samples}. Make it again."
+            )
         return entries
 
 

@@ -1,10 +1,10 @@
 """What pretraining and fine-tuning have in common: the run folder, starting, resuming, ending.
 
-    RUN/config.yaml      the resolved configuration
-    RUN/journal.jsonl    every metric
-    RUN/checkpoints/     see `training.checkpoint`
-    RUN/panels/          pictures
-    RUN/COMPLETE or RUN/INTERRUPTED
+RUN/config.yaml      the resolved configuration
+RUN/journal.jsonl    every metric
+RUN/checkpoints/     see `training.checkpoint`
+RUN/panels/          pictures
+RUN/COMPLETE or RUN/INTERRUPTED
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ class RunConfig(Config):
     """Name of the run and of its folder below `output`."""
     output: UserPath = Path("runs")
     """Folder that holds the runs, their MLflow database and artifacts."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     """Decides initial weights, order of samples, augmentation and masks."""
     resume: Literal["auto", "changed"] = "auto"
     """auto goes on from the newest checkpoint and refuses a changed configuration; changed allows it."""
-    stop_at: int | None = Field(None, ge=1)
+    stop_at: int | None = Field(default=None, ge=1)
     """Save and stop after this step, as if interrupted; the schedule stays that of the whole run."""
-    save_every_steps: int = Field(500, ge=1)
+    save_every_steps: int = Field(default=500, ge=1)
     """Steps between checkpoints."""
-    keep_last: int = Field(2, ge=2)
+    keep_last: int = Field(default=2, ge=2)
     """Checkpoints kept."""
     tracking: TrackingConfig = TrackingConfig()
     """Where the run is recorded."""
@@ -65,9 +65,9 @@ class RunConfig(Config):
     """AdamW and its schedule."""
     engine: EngineConfig = EngineConfig()
     """DeepSpeed."""
-    epochs: int = Field(200, ge=1)
+    epochs: int = Field(default=200, ge=1)
     """Passes over the data."""
-    steps: int | None = Field(None, ge=1)
+    steps: int | None = Field(default=None, ge=1)
     """Optimiser steps in all; null takes them from `epochs`."""
 
     @field_validator("name")
@@ -123,7 +123,9 @@ def prepare(config: RunConfig, world: World) -> bool:
             config.folder.mkdir(parents=True, exist_ok=True)
             write_atomically(recorded, dump(config).encode())
         except OSError as error:
-            raise OutputError(f"cannot write to the run folder {config.folder} ({error}); choose another `output`.") from error
+            raise OutputError(
+                f"cannot write to the run folder {config.folder} ({error}); choose another `output`."
+            ) from error
         clear_marks(config.folder)
     world.barrier()
     return not complete
@@ -142,12 +144,16 @@ def identity(config: RunConfig, kind: str, extra: Mapping[str, object]) -> RunId
     """Describe a run for MLflow: flat configuration, versions, commit."""
     parameters = flatten(config.model_dump(mode="json")) | dict(extra)
     tags = {"git_commit": git_commit(), "python": platform.python_version(), "code_version": __version__}
-    return RunIdentity(config.folder, kind, parameters, tags | {f"version.{p}": _version(p) for p in ("torch", "deepspeed")})
+    return RunIdentity(
+        config.folder, kind, parameters, tags | {f"version.{p}": _version(p) for p in ("torch", "deepspeed")}
+    )
 
 
 def git_commit() -> str:
     """Return the commit of the project's checkout, `unknown` outside of one."""
-    asked = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)  # noqa: S607
+    asked = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     return asked.stdout.strip() or "unknown"
 
 
@@ -162,4 +168,6 @@ def tracker_hint(uri: str) -> str:
     """Return the line that opens MLflow on what is recorded at `uri`."""
     mlflow = Path(sys.executable).with_name("mlflow")
     program = os.path.relpath(mlflow) if mlflow.is_relative_to(Path.cwd()) else "mlflow"
-    return f"{program} ui --backend-store-uri {uri}" if uri.startswith("sqlite:") else f"open {uri} in a browser"
+    return (
+        f"{program} ui --backend-store-uri {uri}" if uri.startswith("sqlite:") else f"open {uri} in a browser"
+    )

@@ -16,15 +16,15 @@ REFERENCE_BATCH = 256
 class OptimiserConfig(Config):
     """AdamW and its schedule."""
 
-    base_lr: float = Field(2e-4, gt=0)
+    base_lr: float = Field(default=2e-4, gt=0)
     """Learning rate for a batch of 256; the rate used is base_lr * global batch / 256."""
     betas: tuple[float, float] = (0.9, 0.95)
     """Decay rates of the moments."""
-    weight_decay: float = Field(0.05, ge=0)
+    weight_decay: float = Field(default=0.05, ge=0)
     """Decoupled weight decay; none on biases and one-dimensional parameters."""
-    warmup_epochs: float = Field(20.0, ge=0)
+    warmup_epochs: float = Field(default=20.0, ge=0)
     """Linear warm-up, in epochs."""
-    clip_norm: float = Field(1.0, ge=0)
+    clip_norm: float = Field(default=1.0, ge=0)
     """Largest global gradient norm; 0 turns clipping off."""
 
     def peak_lr(self, global_batch: int) -> float:
@@ -45,7 +45,9 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object
     return layer_decay_groups(model, weight_decay, 1.0, 0)
 
 
-def layer_decay_groups(model: nn.Module, weight_decay: float, layer_decay: float, depth: int) -> list[dict[str, object]]:
+def layer_decay_groups(
+    model: nn.Module, weight_decay: float, layer_decay: float, depth: int
+) -> list[dict[str, object]]:
     """Return groups whose `lr_scale` falls by `layer_decay` with each block below the head.
 
     Embedding and positions are layer 0, block i is layer i + 1, everything else (norm, head) is the last.
@@ -57,7 +59,11 @@ def layer_decay_groups(model: nn.Module, weight_decay: float, layer_decay: float
             layer = _layer(name, depth) if layer_decay < 1 else depth + 1
             groups.setdefault((layer, parameter.ndim > 1), []).append(parameter)
     return [
-        {"params": found, "weight_decay": weight_decay if decayed else 0.0, "lr_scale": layer_decay ** (depth + 1 - layer)}
+        {
+            "params": found,
+            "weight_decay": weight_decay if decayed else 0.0,
+            "lr_scale": layer_decay ** (depth + 1 - layer),
+        }
         for (layer, decayed), found in groups.items()
     ]
 

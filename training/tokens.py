@@ -97,7 +97,9 @@ class Normaliser:
 
     def __call__(self, image_BCHW: Tensor) -> Tensor:
         """Map int16 [B, C, H, W] to float32 of the same shape; nodata becomes 0."""
-        shift, span = (self._constant(v, image_BCHW.device) for v in (self.recorded.shift, self.recorded.span))
+        shift, span = (
+            self._constant(v, image_BCHW.device) for v in (self.recorded.shift, self.recorded.span)
+        )
         x = (image_BCHW.float() * self.recorded.scale - shift) / span
         x = x.clamp(0, 1) if self.recorded.clip else x
         return torch.where(image_BCHW == NODATA, torch.zeros_like(x), x)

@@ -39,12 +39,14 @@ class TrackingConfig(Config):
     """MLflow experiment."""
     uri: str | None = None
     """Tracking server; null takes MLFLOW_TRACKING_URI, or else a sqlite file in the output folder."""
-    close_timeout_s: float = Field(60.0, ge=0)
+    close_timeout_s: float = Field(default=60.0, ge=0)
     """How long the end of a run waits for MLflow to take the rest; the journal keeps what it did not."""
 
     def resolve(self, output: Path) -> str:
         """Return the tracking address for runs below `output`."""
-        return self.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{output.resolve() / 'mlflow.db'}"
+        return (
+            self.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{output.resolve() / 'mlflow.db'}"
+        )
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,11 @@ class _Feeder(threading.Thread):
         self._jobs.put(None)
         self.join(self.config.close_timeout_s)
         if self.is_alive():
-            LOG.warning("MLflow at %s did not take everything in time; %s has it all.", self.uri, self.identity.run / journal.NAME)
+            LOG.warning(
+                "MLflow at %s did not take everything in time; %s has it all.",
+                self.uri,
+                self.identity.run / journal.NAME,
+            )
 
     def run(self) -> None:
         """Work through the queue."""
@@ -135,7 +141,12 @@ class _Feeder(threading.Thread):
                 return
             job(self)
         except _mlflow_errors() as error:
-            LOG.warning("MLflow at %s: %s. The journal in %s is complete.", self.uri, str(error).splitlines()[0], self.identity.run)
+            LOG.warning(
+                "MLflow at %s: %s. The journal in %s is complete.",
+                self.uri,
+                str(error).splitlines()[0],
+                self.identity.run,
+            )
 
     def open_run(self) -> None:
         """Create the MLflow run, or go on with the one this folder had at this address."""
@@ -163,7 +174,12 @@ class _Feeder(threading.Thread):
         from mlflow.entities import Metric
 
         lines = [x for x in journal.read(self.identity.run) if self._sent < x.step <= step]
-        points = [Metric(k, v, int(x.time_s * 1000), x.step) for x in lines for k, v in x.metrics.items() if math.isfinite(v)]
+        points = [
+            Metric(k, v, int(x.time_s * 1000), x.step)
+            for x in lines
+            for k, v in x.metrics.items()
+            if math.isfinite(v)
+        ]
         for start in range(0, len(points), _BATCH):
             self._client.log_batch(self._run_id, metrics=points[start : start + _BATCH])
         self._sent = max(step, self._sent)
@@ -195,7 +211,9 @@ def connect(uri: str) -> Any:
     try:
         from mlflow.tracking import MlflowClient
     except ImportError as error:
-        raise MissingPackageError("tracking needs mlflow; install it with `make setup`, or `pip install mlflow`.") from error
+        raise MissingPackageError(
+            "tracking needs mlflow; install it with `make setup`, or `pip install mlflow`."
+        ) from error
     for noisy in ("mlflow", "alembic"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")

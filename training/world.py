@@ -40,7 +40,9 @@ class World:
             return cls()
         missing = [name for name, value in given.items() if value is None]
         if missing:
-            raise ConfigError(f"of {', '.join(NAMES)} these are not set: {', '.join(missing)}. Set all five, or none.")
+            raise ConfigError(
+                f"of {', '.join(NAMES)} these are not set: {', '.join(missing)}. Set all five, or none."
+            )
         numbers = [_number(name, given[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")]
         if not 0 <= numbers[0] < numbers[1]:
             raise ConfigError(f"RANK={numbers[0]} is not below WORLD_SIZE={numbers[1]}.")
@@ -81,7 +83,11 @@ class World:
         if self.size == 1 and "MASTER_PORT" not in os.environ:
             os.environ["MASTER_PORT"] = str(_free_port())
             os.environ["MASTER_ADDR"] = "127.0.0.1"
-        os.environ |= {"RANK": str(self.rank), "WORLD_SIZE": str(self.size), "LOCAL_RANK": str(self.local_rank)}
+        os.environ |= {
+            "RANK": str(self.rank),
+            "WORLD_SIZE": str(self.size),
+            "LOCAL_RANK": str(self.local_rank),
+        }
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """Add up a few numbers over all ranks, in one float64 reduction."""
@@ -108,7 +114,9 @@ class World:
         found = self.gather(value)
         if any(other != found[0] for other in found):
             odd = [str(rank) for rank, other in enumerate(found) if other != found[0]]
-            raise ConfigError(f"ranks {', '.join(odd)} were started with another {what} than rank 0; start all alike.")
+            raise ConfigError(
+                f"ranks {', '.join(odd)} were started with another {what} than rank 0; start all alike."
+            )
 
     def close(self) -> None:
         """Leave the process group."""

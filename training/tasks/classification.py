@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812 - the usual name
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -39,7 +39,9 @@ class Classification:
     def __init__(self, contract: DataContract) -> None:
         """Take the classes from the shard set; raises `ContractError` for an unlabelled one."""
         if len(contract.classes) < 2:
-            raise ContractError("the shard set has no class labels: shard it with `labels.classes`, or choose another task.")
+            raise ContractError(
+                "the shard set has no class labels: shard it with `labels.classes`, or choose another task."
+            )
         self.classes = contract.classes
 
     def head(self, width: int) -> nn.Module:
