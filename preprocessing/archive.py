@@ -25,8 +25,14 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 
 from pipeline.errors import ContractError, CorruptDataError
 from pipeline.manifest import write_atomically
-from pipeline.sample import NODATA, SCALE, Flag
-from preprocessing.conventions import crs_attributes, group_attributes, mask_attributes, reflectance_attributes
+from pipeline.sample import NODATA, Flag
+from preprocessing.conventions import (
+    axis_attributes,
+    crs_attributes,
+    group_attributes,
+    mask_attributes,
+    reflectance_attributes,
+)
 from preprocessing.grids import Grid
 
 FORMAT_VERSION = 1
@@ -34,6 +40,7 @@ FOLDER = "archive.zarr"
 MARKER = "COMPLETE.json"
 CHUNK_PX = 256
 SHARD_PX = 2048
+_CELL_ARRAYS = ("cells", "index", "statistic")
 NO_LABEL = 255
 """Stored where a pixel has no class."""
 
@@ -62,7 +69,9 @@ def create(store: Path) -> None:
         return
     version = zarr.open_group(store, mode="r", zarr_format=3).attrs.get("format_version")
     if version != FORMAT_VERSION:
-        raise ContractError(f"{store} has format {version}; this version writes {FORMAT_VERSION}. Take another `output`.")
+        raise ContractError(
+            f"{store} has format {version}; this version writes {FORMAT_VERSION}. Take another `output`."
+        )
 
 
 class SceneWriter:
@@ -74,16 +83,34 @@ class SceneWriter:
         folder.parent.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self._header = header
-        self._group = zarr.create_group(folder, zarr_format=3, attributes=group_attributes(header.grid.crs, header.grid))
+        self._group = zarr.create_group(folder, zarr_format=3, attributes=group_attributes(header.grid))
         self._group.attrs["scene"] = _header_tree(header)
-        shape = (len(header.bands), *header.grid.shape_px)
-        self.reflectance = self._image("reflectance", shape, np.dtype(np.int16), NODATA)
-        self.reflectance.attrs.update(reflectance_attributes(header.level))
-        self.mask = self._image("mask", shape[1:], np.dtype(np.uint8), int(Flag.NODATA))
-        self.mask.attrs.update(mask_attributes())
-        self._coordinates()
 
-    def _image(self, name: str, shape: tuple[int, ...], kind: np.dtype[Any], fill: int) -> zarr.Array[Any]:
+    def start(self) -> None:
+        """Lay out empty arrays and the coordinates."""
+        header = self._header
+        shape = (len(header.bands), *header.grid.shape_px)
+        self._image("reflectance", shape, np.int16, NODATA).attrs.update(reflectance_attributes(header.level))
+        self._image("mask", shape[1:], np.uint8, int(Flag.NODATA)).attrs.update(mask_attributes())
+        for name, centres in zip(("x", "y"), header.grid.centres(), strict=True):
+            self._plain(name, centres, (name,), axis_attributes(name, header.grid.crs))
+        self._names("band", header.bands)
+        self._plain("spatial_ref", np.array(0, np.int32), (), crs_attributes(header.grid))
+
+    def take_over(self, stored: Path) -> None:
+        """Take everything but the cell statistics from a finished scene, without copying pixels."""
+        for path in _files(stored):
+            relative = path.relative_to(stored)
+            if len(relative.parts) > 1 and relative.parts[0] not in _CELL_ARRAYS:
+                target = self.folder / relative
+                target.parent.mkdir(parents=True, exist_ok=True)
+                _link(path, target)
+
+    def array(self, name: str) -> Any:
+        """Return `reflectance` or `mask` for writing and reading back."""
+        return self._group[name]
+
+    def _image(self, name: str, shape: tuple[int, ...], kind: type[np.generic], fill: int) -> Any:
         lead, sides = shape[:-2], shape[-2:]
         shard = tuple(min(SHARD_PX, -(-side // CHUNK_PX) * CHUNK_PX) for side in sides)
         return self._group.create_array(
@@ -92,13 +119,15 @@ class SceneWriter:
             dtype=kind,
             chunks=(1,) * len(lead) + (CHUNK_PX, CHUNK_PX),
             shards=(1,) * len(lead) + shard,
-            compressors=_codecs(kind.itemsize),
+            compressors=_codecs(np.dtype(kind).itemsize),
             fill_value=fill,
             dimension_names=("band", "y", "x")[-len(shape) :],
             config={"write_empty_chunks": True},
         )
 
-    def _plain(self, name: str, data: NDArray[Any], dimensions: tuple[str, ...], attributes: dict[str, Any]) -> None:
+    def _plain(
+        self, name: str, data: NDArray[Any], dimensions: tuple[str, ...], attributes: dict[str, Any]
+    ) -> None:
         array = self._group.create_array(
             name,
             shape=data.shape,
@@ -111,25 +140,20 @@ class SceneWriter:
         )
         array[...] = data
 
-    def _coordinates(self) -> None:
-        header = self._header
-        x, y = header.grid.centres()
-        units = "degrees" if header.grid.crs.is_geographic else "m"
-        kinds = ("longitude", "latitude") if header.grid.crs.is_geographic else ("projection_x_coordinate", "projection_y_coordinate")
-        self._plain("x", x, ("x",), {"units": units, "standard_name": kinds[0], "axis": "X"})
-        self._plain("y", y, ("y",), {"units": units, "standard_name": kinds[1], "axis": "Y"})
-        self._names("band", header.bands)
-        self._plain("spatial_ref", np.array(0, np.int32), (), crs_attributes(header.grid.crs, header.grid.transform))
-
     def _names(self, name: str, values: Sequence[str]) -> None:
         array = self._group.create_array(
-            name, shape=(len(values),), dtype=str, chunks=(len(values),), compressors=[Crc32cCodec()], dimension_names=(name,)
+            name,
+            shape=(len(values),),
+            dtype=str,
+            chunks=(len(values),),
+            compressors=[Crc32cCodec()],
+            dimension_names=(name,),
         )
         array[...] = np.array(values, object)
 
     def write_labels(self, codes: NDArray[np.uint8]) -> None:
         """Store class codes [y, x]."""
-        self._image("label", codes.shape, np.dtype(np.uint8), NO_LABEL)[...] = codes
+        self._image("label", codes.shape, np.uint8, NO_LABEL)[...] = codes
 
     def write_cells(self, cells: NDArray[np.float32]) -> None:
         """Store cell statistics [index, y / cell, x / cell, (n, mean, std)]."""
@@ -139,7 +163,10 @@ class SceneWriter:
 
     def finish(self, store: Path, digests: dict[str, str]) -> None:
         """Write the marker and make the group part of `store` in one step."""
-        files = {str(p.relative_to(self.folder).as_posix()): _fingerprint(p, sync=True) for p in _files(self.folder)}
+        files = {
+            str(p.relative_to(self.folder).as_posix()): _fingerprint(p, sync=True)
+            for p in _files(self.folder)
+        }
         tree = {"format_version": FORMAT_VERSION, "digests": digests, "files": files}
         write_atomically(self.folder / MARKER, json.dumps(tree, indent=0, sort_keys=True).encode())
         final = store / self._header.id
@@ -148,8 +175,14 @@ class SceneWriter:
 
 
 def _codecs(itemsize: int) -> list[Any]:
-    shuffle = "bitshuffle" if itemsize < 8 else "shuffle"
-    return [BloscCodec(cname="zstd", clevel=1, shuffle=shuffle, typesize=itemsize), Crc32cCodec()]
+    return [BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle", typesize=itemsize), Crc32cCodec()]
+
+
+def _link(path: Path, target: Path) -> None:
+    try:
+        os.link(path, target)
+    except OSError:  # some file systems have no hard links
+        shutil.copyfile(path, target)
 
 
 def _files(folder: Path) -> list[Path]:
@@ -174,9 +207,11 @@ def _header_tree(header: SceneHeader) -> dict[str, Any]:
 
 def _header_from(tree: dict[str, Any]) -> SceneHeader:
     place = tree["grid"]
-    grid = Grid(CRS.from_wkt(place["crs"]), Affine(*place["transform"]), place["shape_px"][1], place["shape_px"][0])
-    rest = {k: tuple(v) if isinstance(v, list) else v for k, v in tree.items() if k != "grid"}
-    return SceneHeader(grid=grid, **rest)
+    grid = Grid(
+        CRS.from_wkt(place["crs"]), Affine(*place["transform"]), place["shape_px"][1], place["shape_px"][0]
+    )
+    rest: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in tree.items()}
+    return SceneHeader(**rest | {"grid": grid})
 
 
 def read_marker(folder: Path) -> dict[str, Any] | None:
@@ -186,7 +221,9 @@ def read_marker(folder: Path) -> dict[str, Any] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:
-        raise CorruptDataError(f"{folder / MARKER} cannot be read ({error}). Remove {folder} and run again.") from error
+        raise CorruptDataError(
+            f"{folder / MARKER} cannot be read ({error}). Remove {folder} and run again."
+        ) from error
     return tree
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
+import logging
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
+
+from pipeline.errors import PipelineError
 
 JobT = TypeVar("JobT")
 ResultT = TypeVar("ResultT")
@@ -23,21 +27,17 @@ class Pool:
         return self
 
     def _start(self) -> None:
-        import dask
-        from dask.distributed import Client, LocalCluster
-
+        distributed = _distributed()
         self._scratch = tempfile.TemporaryDirectory(prefix="dask-")
-        settings = {"distributed.worker.memory.terminate": False, "distributed.admin.log-format": "%(message)s"}
-        with dask.config.set(settings):
-            self._cluster = LocalCluster(
-                n_workers=self._workers,
-                threads_per_worker=1,
-                processes=True,
-                dashboard_address=None,
-                local_directory=self._scratch.name,
-                silence_logs=40,
-            )
-        self._client = Client(self._cluster)
+        self._cluster = distributed.LocalCluster(
+            n_workers=self._workers,
+            threads_per_worker=1,
+            processes=True,
+            dashboard_address="127.0.0.1:0",  # two runs on one machine must not want the same port
+            local_directory=self._scratch.name,
+            silence_logs=logging.CRITICAL,
+        )
+        self._client = distributed.Client(self._cluster)
 
     def __exit__(self, *_: object) -> None:
         if self._workers:
@@ -50,9 +50,21 @@ class Pool:
         if not self._workers:
             yield from map(work, jobs)
             return
-        from dask.distributed import as_completed
+        distributed = _distributed()
+        futures = self._client.map(work, jobs, pure=False)
+        try:
+            for future in distributed.as_completed(futures):
+                yield future.result()
+                future.release()
+        except distributed.KilledWorker as error:
+            raise PipelineError(
+                f"{error}. Most likely memory ran out: start again with fewer `workers`."
+            ) from error
 
-        futures = self._client.map(work, jobs, pure=False, retries=1)
-        for future in as_completed(futures):
-            yield future.result()
-            future.release()
+
+def _distributed() -> Any:
+    """Import Dask's scheduler, half a second, only where worker processes are wanted; its log stays silent."""
+    importlib.import_module("dask").config.set({"logging": {"distributed": "critical"}})
+    module = importlib.import_module("dask.distributed")
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    return module

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from affine import Affine
 from rasterio.crs import CRS
 
 from pipeline.sample import NODATA, SCALE, Flag
@@ -36,19 +35,32 @@ def mask_attributes() -> dict[str, Any]:
     }
 
 
-def crs_attributes(crs: CRS, transform: Affine) -> dict[str, Any]:
+def axis_attributes(axis: str, crs: CRS) -> dict[str, Any]:
+    """Return the attributes of the coordinate `x` or `y`."""
+    if crs.is_geographic:
+        name, units = {"x": "longitude", "y": "latitude"}[axis], "degrees"
+    else:
+        name, units = f"projection_{axis}_coordinate", "m"
+    return {"axis": axis.upper(), "standard_name": name, "units": units}
+
+
+def crs_attributes(grid: Grid) -> dict[str, Any]:
     """Return the attributes of the grid mapping variable (CF, with GDAL's transform beside it)."""
-    t = transform
+    crs, t = grid.crs, grid.transform
     wkt = crs.to_wkt()
     name = "latitude_longitude" if crs.is_geographic else "transverse_mercator"
     known = {"grid_mapping_name": name} if crs.is_geographic or "Transverse_Mercator" in wkt else {}
-    return known | {"crs_wkt": wkt, "spatial_ref": wkt, "GeoTransform": f"{t.c!r} {t.a!r} {t.b!r} {t.f!r} {t.d!r} {t.e!r}"}
+    return known | {
+        "crs_wkt": wkt,
+        "spatial_ref": wkt,
+        "GeoTransform": f"{t.c!r} {t.a!r} {t.b!r} {t.f!r} {t.d!r} {t.e!r}",
+    }
 
 
-def group_attributes(crs: CRS, grid: Grid) -> dict[str, Any]:
+def group_attributes(grid: Grid) -> dict[str, Any]:
     """Return the attributes of a scene's group (GeoZarr `proj:` and `spatial:`)."""
     left, bottom, right, top = grid.bounds
-    epsg = crs.to_epsg()
+    crs, epsg = grid.crs, grid.crs.to_epsg()
     return {
         "Conventions": "CF-1.11",
         "proj:code": f"EPSG:{epsg}" if epsg else None,

@@ -59,7 +59,9 @@ class Grid:
     def centres(self) -> tuple[Floats, Floats]:
         """Return the x of every column's centre and the y of every row's, in units of the CRS."""
         t = self.transform
-        return t.c + t.a * (np.arange(self.width_px) + 0.5), t.f + t.e * (np.arange(self.height_px) + 0.5)
+        x: Floats = t.c + t.a * (np.arange(self.width_px, dtype=np.float64) + 0.5)
+        y: Floats = t.f + t.e * (np.arange(self.height_px, dtype=np.float64) + 0.5)
+        return x, y
 
     def lonlat(self, columns: Floats, rows: Floats) -> tuple[Floats, Floats]:
         """Return longitude and latitude (WGS 84, degrees) of pixel corners given as [n] columns and rows."""
@@ -102,11 +104,15 @@ def check_together(paths: Sequence[str], grids: Sequence[Grid]) -> None:
     first, slack = grids[0], np.array([slack_x, slack_y, slack_x, slack_y])
     for path, grid in zip(paths[1:], grids[1:], strict=True):
         if grid.crs != first.crs:
-            raise SceneError(f"{paths[0]} and {path} have different coordinate systems ({_name(first)}, {_name(grid)}).")
+            raise SceneError(
+                f"{paths[0]} and {path} have different coordinate systems ({_name(first)}, {_name(grid)})."
+            )
         apart = np.abs(np.subtract(grid.bounds, first.bounds))
         if (apart > slack).any():
             worst = float((apart / slack).max()) / 2
-            raise SceneError(f"{paths[0]} and {path} cover different ground: edges are {worst:.1f} coarsest pixels apart.")
+            raise SceneError(
+                f"{paths[0]} and {path} cover different ground: edges are {worst:.1f} coarsest pixels apart."
+            )
 
 
 def _name(grid: Grid) -> str:

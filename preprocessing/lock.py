@@ -34,7 +34,15 @@ def locked(folder: Path) -> Iterator[None]:
         if not free or _is_alive(holder):
             raise OutputError(_message(folder, holder))
         stream.truncate(0)
-        stream.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}))
+        stream.write(
+            json.dumps(
+                {
+                    "pid": os.getpid(),
+                    "host": socket.gethostname(),
+                    "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+                }
+            )
+        )
         stream.flush()
         try:
             yield

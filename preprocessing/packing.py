@@ -6,6 +6,7 @@ shards are byte for byte the same for any number of workers and after any interr
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import tarfile
@@ -96,7 +97,12 @@ def write_shard(job: ShardJob, output: Path, spool_folder: Path) -> Shard:
         stream.write(bytes(-stream.tell() % tarfile.RECORDSIZE))
         stream.flush()
         os.fsync(stream.fileno())
-    shard = Shard(path=job.path, samples=len(job.pieces), size_bytes=partial.stat().st_size, sha256=manifests.sha256(partial))
+    shard = Shard(
+        path=job.path,
+        samples=len(job.pieces),
+        size_bytes=partial.stat().st_size,
+        sha256=manifests.sha256(partial),
+    )
     partial.replace(path)
     tree = {"digest": job.digest, "shard": shard.model_dump()}
     manifests.write_atomically(record, json.dumps(tree).encode())
@@ -129,3 +135,24 @@ def remove_others(output: Path, keep: Iterable[str]) -> None:
     for path in output.glob("*/*shard-*.tar*"):
         if path not in kept:
             path.unlink()
+
+
+def read_shard(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Yield (key, member suffix -> bytes) of every sample of a shard, in its order.
+
+    Raises `CorruptDataError` for a file that is no complete tar of samples.
+    """
+    try:
+        with tarfile.open(path, "r:") as tar:
+            members = ((m.name.partition("."), m, tar) for m in tar)
+            for key, group in itertools.groupby(members, key=lambda m: m[0][0]):
+                yield key, {name[2]: _data(archive, member) for name, member, archive in group}
+    except (tarfile.TarError, OSError) as error:
+        raise CorruptDataError(f"{path} is no complete tar file ({error}). Make this shard again.") from error
+
+
+def _data(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    stream = tar.extractfile(member)
+    if stream is None:
+        raise tarfile.ReadError(f"{member.name} is no file")
+    return stream.read()

@@ -87,16 +87,21 @@ def write_rejected(folder: Path, rejections: Sequence[Rejection]) -> None:
     write_atomically(folder / REJECTED, text.getvalue().encode())
 
 
-def rejected_names(folder: Path) -> list[str]:
-    """Return the names of the products an earlier run rejected."""
+def rejected_products(folder: Path) -> list[str]:
+    """Return the products an earlier run rejected."""
     path = folder / REJECTED
     if not path.exists():
         return []
     with path.open(encoding="utf-8", newline="") as stream:
-        return [Path(row["product"]).name for row in csv.DictReader(stream)]
+        return [row["product"] for row in csv.DictReader(stream)]
 
 
-def write_report(folder: Path, scenes: Sequence[SceneRecord], rejections: Sequence[Rejection], bands: dict[str, BandStatistics]) -> None:
+def write_report(
+    folder: Path,
+    scenes: Sequence[SceneRecord],
+    rejections: Sequence[Rejection],
+    bands: dict[str, BandStatistics],
+) -> None:
     """Write `quality.json`: tiles by split and by reason, per scene and in all, and band statistics."""
     tree: dict[str, Any] = {
         "tiles": total_tiles(scenes),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import rasterio
@@ -69,7 +70,7 @@ def lay_out(scene: Scene, gsd_m: float | None, crs: str | None) -> Layout:
     return Layout(scene, tuple(bands), tuple(masks), target)
 
 
-def read_numbers(path: str, empty: int) -> NDArray[np.generic]:
+def read_numbers(path: str, empty: int) -> NDArray[Any]:
     """Read the first layer of a raster whole, [y, x] in its own type.
 
     Raises `SceneError` naming a file that cannot be decoded to its end.
@@ -80,14 +81,18 @@ def read_numbers(path: str, empty: int) -> NDArray[np.generic]:
             buffer = np.full(source.shape, UNREAD if wide else empty, source.dtypes[0])
             source.read(1, out=buffer)
     except (RasterioError, MemoryError) as error:
-        raise SceneError(f"{path} cannot be decoded ({error}); the file is damaged: fetch the product again.") from error
+        raise SceneError(
+            f"{path} cannot be decoded ({error}); the file is damaged: fetch the product again."
+        ) from error
     unread = int(np.count_nonzero(buffer == UNREAD)) if wide else 0
     if unread >= UNREAD_PX:
-        raise SceneError(f"{path}: {unread} pixels were never decoded; the file is damaged: fetch the product again.")
+        raise SceneError(
+            f"{path}: {unread} pixels were never decoded; the file is damaged: fetch the product again."
+        )
     return buffer
 
 
-def to_units(band: BandSource, numbers: NDArray[np.generic]) -> NDArray[np.float64]:
+def to_units(band: BandSource, numbers: NDArray[Any]) -> NDArray[np.float64]:
     """Return reflectance x 10 000, not rounded, of any DN."""
     return numbers.astype(np.float64) * (band.scale / SCALE) + band.offset / SCALE
 
@@ -116,7 +121,7 @@ def band_image(band: BandSource, grid: Grid, target: Grid, how: str) -> BandImag
     return _resampled(band, numbers, grid, target, how)
 
 
-def _exact(band: BandSource, numbers: NDArray[np.generic]) -> BandImage:
+def _exact(band: BandSource, numbers: NDArray[Any]) -> BandImage:
     """Convert without resampling: a table over all DN for 8 and 16 bit, arithmetic in strips for the rest."""
     pixels = np.empty(numbers.shape, np.int16)
     saturated = np.empty(numbers.shape, np.bool_)
@@ -130,36 +135,39 @@ def _exact(band: BandSource, numbers: NDArray[np.generic]) -> BandImage:
     return BandImage(band.name, pixels, saturated)
 
 
-def _table(band: BandSource, kind: np.dtype[np.generic]) -> tuple[NDArray[np.int16], NDArray[np.bool_]] | None:
+def _table(band: BandSource, kind: np.dtype[Any]) -> tuple[NDArray[np.int16], NDArray[np.bool_]] | None:
     if kind not in (np.uint8, np.uint16):
         return None
     return _convert(band, np.arange(np.iinfo(kind).max + 1).astype(kind))
 
 
-def _convert(band: BandSource, numbers: NDArray[np.generic]) -> tuple[NDArray[np.int16], NDArray[np.bool_]]:
+def _convert(band: BandSource, numbers: NDArray[Any]) -> tuple[NDArray[np.int16], NDArray[np.bool_]]:
     units = to_units(band, numbers)
     units[numbers == band.nodata_dn] = np.nan
     pixels, too_large = round_units(units)
     return pixels, too_large | _is_saturated(band, numbers)
 
 
-def _is_saturated(band: BandSource, numbers: NDArray[np.generic]) -> NDArray[np.bool_]:
+def _is_saturated(band: BandSource, numbers: NDArray[Any]) -> NDArray[np.bool_]:
     if band.saturated_dn is None:
         return np.zeros(numbers.shape, np.bool_)
     result: NDArray[np.bool_] = numbers == band.saturated_dn
     return result
 
 
-def _resampled(band: BandSource, numbers: NDArray[np.generic], grid: Grid, target: Grid, how: str) -> BandImage:
+def _resampled(band: BandSource, numbers: NDArray[Any], grid: Grid, target: Grid, how: str) -> BandImage:
     units = to_units(band, numbers).astype(np.float32)
     valid = (numbers != band.nodata_dn) & np.isfinite(units)
-    saturated = resampling.nearest(_is_saturated(band, numbers).astype(np.uint8), grid, target).astype(np.bool_)
+    saturated = resampling.nearest(_is_saturated(band, numbers).astype(np.uint8), grid, target).astype(
+        np.bool_
+    )
     pixels = np.empty(target.shape_px, np.int16)
     if grid.crs == target.crs:
         parts = resampling.bilinear(units, valid, grid, target)
     else:
         units[~valid] = np.nan
-        parts = iter([(slice(None), resampling.warp(units, grid, target, Resampling[how], np.nan))])
+        warped = resampling.warp(units, grid, target, Resampling[how], np.nan)
+        parts = iter([(slice(None), warped)])
     for rows, part in parts:
         pixels[rows], too_large = round_units(part)
         saturated[rows] |= too_large
@@ -174,9 +182,7 @@ def mask_flags(mask: MaskSource, grid: Grid, target: Grid) -> NDArray[np.uint8]:
     size = np.iinfo(codes.dtype).max + 1
     if size > 1 << 16:
         raise SceneError(f"{mask.path} holds {codes.dtype}; quality layers have 8 or 16 bits.")
-    table = flag_table(mask, size)
-    flags: NDArray[np.uint8] = resampling.nearest(table[codes], grid, target).astype(np.uint8)
-    return flags
+    return resampling.nearest(flag_table(mask, size)[codes], grid, target)
 
 
 def flag_table(mask: MaskSource, size: int) -> NDArray[np.uint8]:

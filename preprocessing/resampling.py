@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,7 @@ STRIP_PX = 512
 """Rows worked on at a time: bounds the memory of float intermediates."""
 Image = NDArray[np.float32]
 Ints = NDArray[np.intp]
+ScalarT = TypeVar("ScalarT", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,9 @@ def strips(height_px: int, strip_px: int = STRIP_PX) -> Iterator[slice]:
         yield slice(start, min(start + strip_px, height_px))
 
 
-def bilinear(values: Image, valid: NDArray[np.bool_], source: Grid, target: Grid) -> Iterator[tuple[slice, Image]]:
+def bilinear(
+    values: Image, valid: NDArray[np.bool_], source: Grid, target: Grid
+) -> Iterator[tuple[slice, Image]]:
     """Yield (rows, values float32 [rows, x]) of the target; NaN where the nearest source pixel is invalid.
 
     values, valid: [y, x] of the source.
@@ -93,10 +97,10 @@ def _mix(values: Image, columns: Taps, rows: Taps, strip: slice) -> Image:
     return mixed
 
 
-def nearest(codes: NDArray[np.generic], source: Grid, target: Grid) -> NDArray[np.generic]:
+def nearest(codes: NDArray[ScalarT], source: Grid, target: Grid) -> NDArray[ScalarT]:
     """Bring a class raster [y, x] onto the target; each pixel takes the source pixel it lies in.
 
-    Outside the source by more than half a source pixel there is nothing: 0.
+    Edges are clamped; only in another coordinate system there can be pixels without source: 0.
     """
     if source.crs != target.crs:
         return warp(codes, source, target, Resampling.nearest, 0)
@@ -105,8 +109,8 @@ def nearest(codes: NDArray[np.generic], source: Grid, target: Grid) -> NDArray[n
 
 
 def warp(
-    values: NDArray[np.generic], source: Grid, target: Grid, how: Resampling, nodata: float
-) -> NDArray[np.generic]:
+    values: NDArray[ScalarT], source: Grid, target: Grid, how: Resampling, nodata: float
+) -> NDArray[ScalarT]:
     """Reproject [y, x] to another coordinate system; pixels without source become `nodata`."""
     result = np.full(target.shape_px, nodata, values.dtype)
     reproject(

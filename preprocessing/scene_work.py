@@ -5,7 +5,9 @@ One call of `work` is one Dask task. It touches only files of its own scene, so 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from numpy.typing import NDArray
 from pipeline.errors import SceneError
 from pipeline.indices import index
 from pipeline.saliency import cell_statistics
-from pipeline.sample import NODATA, SCALE, Flag, Sample
+from pipeline.sample import SCALE, Sample
 from preprocessing import archive, grids, quality, radiometry, resampling, spool, tiling
 from preprocessing.archive import SceneHeader, SceneWriter, StoredScene
 from preprocessing.grids import Grid
@@ -58,7 +60,12 @@ class SceneJob:
 
     def cell_digest(self) -> str:
         """Identify everything that decides the stored cell statistics."""
-        return digest([self.pixel_digest(), self.config.model_dump(mode="json", include={"cell_px", "indices", "clear_excludes"})])
+        return digest(
+            [
+                self.pixel_digest(),
+                self.config.model_dump(mode="json", include={"cell_px", "indices", "clear_excludes"}),
+            ]
+        )
 
     def sample_digest(self) -> str:
         """Identify everything that decides the samples."""
@@ -82,17 +89,18 @@ def store_scene(job: SceneJob) -> None:
     """Write the scene into the archive unless it is there, made by the same settings and whole."""
     final = job.store / job.scene.id
     marker = archive.read_marker(final)
-    digests = {"pixels": job.pixel_digest(), "cells": job.cell_digest()}
-    if marker and marker["digests"] == digests and not archive.problems(final):
+    wanted = {"pixels": job.pixel_digest(), "cells": job.cell_digest()}
+    found = marker["digests"] if marker and not archive.problems(final) else {}
+    if found == wanted:
         return
-    config = job.config
-    layout = radiometry.lay_out(job.scene, None if config.gsd_m == "native" else config.gsd_m, config.crs)
-    writer = SceneWriter(job.folder / f"{job.scene.id}.zarr", _header(job, layout.target))
-    mask = _write_pixels(writer, layout, config.resampling)
-    if job.scene.labels and config.labels:
-        writer.write_labels(_labels(job.scene.labels, layout.target, config.labels.first_code))
-    writer.write_cells(_cells(writer, mask, config))
-    writer.finish(job.store, digests)
+    folder = job.folder / f"{job.scene.id}.zarr"
+    if found.get("pixels") == wanted["pixels"]:
+        writer = SceneWriter(folder, _header(job, StoredScene(final).header.grid))
+        writer.take_over(final)
+    else:
+        writer = _store_pixels(job, folder)
+    writer.write_cells(_cells(writer, job.config))
+    writer.finish(job.store, wanted)
 
 
 def _header(job: SceneJob, grid: Grid) -> SceneHeader:
@@ -112,44 +120,59 @@ def _header(job: SceneJob, grid: Grid) -> SceneHeader:
     )
 
 
-def _write_pixels(writer: SceneWriter, layout: radiometry.Layout, how: str) -> NDArray[np.uint8]:
-    """Store the bands one after the other, then the mask they and the quality layers make; returns the mask."""
+def _store_pixels(job: SceneJob, folder: Path) -> SceneWriter:
+    """Store the bands one after the other, then the mask that they and the quality layers make."""
+    config, scene = job.config, job.scene
+    layout = radiometry.lay_out(scene, None if config.gsd_m == "native" else config.gsd_m, config.crs)
+    writer = SceneWriter(folder, _header(job, layout.target))
+    writer.start()
     mask = np.zeros(layout.target.shape_px, np.uint8)
-    for source, grid in zip(layout.scene.masks, layout.masks, strict=True):
+    for source, grid in zip(scene.masks, layout.masks, strict=True):
         mask |= radiometry.mask_flags(source, grid, layout.target)
-    for number, image in enumerate(radiometry.band_images(layout, how)):
-        writer.reflectance[number] = image.pixels
+    for number, image in enumerate(radiometry.band_images(layout, config.resampling)):
+        writer.array("reflectance")[number] = image.pixels
         radiometry.add_band_flags(mask, image)
-    writer.mask[...] = mask
-    return mask
+    writer.array("mask")[...] = mask
+    if scene.labels and config.labels:
+        writer.write_labels(_labels(layout, scene.labels, config.labels.first_code))
+    return writer
 
 
-def _labels(path: str, target: Grid, first_code: int) -> NDArray[np.uint8]:
-    """Return class numbers [y, x] on the scene's grid; codes below the first become `NO_LABEL`."""
-    codes = resampling.nearest(radiometry.read_numbers(path, 0), grids.read_grid(path), target).astype(np.int64)
+def _labels(layout: radiometry.Layout, path: str, first_code: int) -> NDArray[np.uint8]:
+    """Return class numbers [y, x] on the scene's grid; codes before the first become `NO_LABEL`."""
+    own = grids.read_grid(path)
+    grids.check_together([layout.scene.bands[0].path, path], [layout.bands[0], own])
+    codes = resampling.nearest(radiometry.read_numbers(path, 0), own, layout.target).astype(np.int64)
     numbers = codes - first_code
-    return np.where((numbers < 0) | (numbers >= archive.NO_LABEL), archive.NO_LABEL, numbers).astype(np.uint8)
+    outside = (numbers < 0) | (numbers >= archive.NO_LABEL)
+    return np.where(outside, archive.NO_LABEL, numbers).astype(np.uint8)
 
 
-def _cells(writer: SceneWriter, mask: NDArray[np.uint8], config: ShardConfig) -> NDArray[np.float32]:
+def _cells(writer: SceneWriter, config: ShardConfig) -> NDArray[np.float32]:
     """Compute cell statistics [index, y / cell, x / cell, 3] in strips; a rest smaller than a cell is left out."""
-    cell = config.cell_px
+    mask, cell = np.asarray(writer.array("mask")[...]), config.cell_px
     height, width = (side // cell for side in mask.shape)
     cells = np.zeros((len(config.indices), height, width, 3), np.float32)
     counted = (mask & int(config.unclear_bits)) == 0
     for rows in resampling.strips(height * cell, STRIP_PX // cell * cell or cell):
         bands = _index_bands(writer, config, rows, width * cell)
-        values = np.stack([index(name)(*(bands[b] for b in config.index_bands(name))) for name in config.indices])
+        values = np.stack(
+            [index(name)(*(bands[b] for b in config.index_bands(name))) for name in config.indices]
+        )
         part = cell_statistics(values, counted[rows, : width * cell], cell)
         cells[:, rows.start // cell : rows.stop // cell] = part
     return cells
 
 
-def _index_bands(writer: SceneWriter, config: ShardConfig, rows: slice, width: int) -> dict[str, NDArray[np.float32]]:
+def _index_bands(
+    writer: SceneWriter, config: ShardConfig, rows: slice, width: int
+) -> dict[str, NDArray[np.float32]]:
     """Read back, as reflectance, the bands the indices need."""
     names = dict.fromkeys(b for name in config.indices for b in config.index_bands(name))
     return {
-        n: np.asarray(writer.reflectance[config.bands.index(n), rows, :width]).astype(np.float32) * np.float32(SCALE) for n in names
+        n: np.asarray(writer.array("reflectance")[config.bands.index(n), rows, :width]).astype(np.float32)
+        * np.float32(SCALE)
+        for n in names
     }
 
 
@@ -180,9 +203,18 @@ def write_samples(job: SceneJob, stored: StoredScene) -> Spool:
     return result
 
 
-def choose_tiles(config: ShardConfig, mask: NDArray[np.uint8], grid: Grid) -> tuple[list[Tile], dict[str, int]]:
+def choose_tiles(
+    config: ShardConfig, mask: NDArray[np.uint8], grid: Grid
+) -> tuple[list[Tile], dict[str, int]]:
     """Return the tiles to keep, with their split, and the number dropped by reason."""
-    rule = TileRule(config.tile_px, config.step_px, config.cell_px, config.min_valid, config.min_clear, config.unclear_bits)
+    rule = TileRule(
+        config.tile_px,
+        config.step_px,
+        config.cell_px,
+        config.min_valid,
+        config.min_clear,
+        config.unclear_bits,
+    )
     good, dropped = tiling.tiles(mask, rule)
     kept, between = tiling.split(good, SplitRule(**config.split.model_dump()), grid.lonlat)
     if between:
@@ -190,47 +222,58 @@ def choose_tiles(config: ShardConfig, mask: NDArray[np.uint8], grid: Grid) -> tu
     return kept, dict(sorted(dropped.items()))
 
 
-def _samples(job: SceneJob, stored: StoredScene, tiles: list[Tile]):
-    """Yield (sample, tile), reading each row of tiles once."""
-    for top in sorted({t.row_px for t in tiles}):
-        row = [t for t in tiles if t.row_px == top]
-        strip = _Strip(stored, job.config, top)
-        for tile in row:
+def _samples(job: SceneJob, stored: StoredScene, tiles: list[Tile]) -> Iterator[tuple[Sample, Tile]]:
+    """Yield (sample, tile), reading the scene in strips of several rows of tiles."""
+    per_strip = max(STRIP_PX // job.config.step_px, 1) * job.config.step_px
+    for _, group in itertools.groupby(tiles, key=lambda t: t.row_px // per_strip):
+        row_of_tiles = list(group)
+        strip = _Strip(
+            stored, job.config, row_of_tiles[0].row_px, row_of_tiles[-1].row_px + job.config.tile_px
+        )
+        for tile in row_of_tiles:
             yield strip.sample(tile), tile
 
 
 class _Strip:
-    """The rows of one row of tiles, in memory."""
+    """Some rows of a scene, in memory."""
 
-    def __init__(self, stored: StoredScene, config: ShardConfig, top_px: int) -> None:
-        rows, cell = slice(top_px, top_px + config.tile_px), config.cell_px
-        self._scene, self._config = stored.header, config
+    def __init__(self, stored: StoredScene, config: ShardConfig, top_px: int, end_px: int) -> None:
+        rows, cell = slice(top_px, end_px), config.cell_px
+        self._scene, self._config, self._top_px = stored.header, config, top_px
         self._pixels = stored.read("reflectance", slice(None), rows)
         self._mask = stored.read("mask", rows)
-        self._cells = stored.read("cells", slice(None), slice(top_px // cell, rows.stop // cell))
+        self._cells = stored.read("cells", slice(None), slice(top_px // cell, end_px // cell))
         self._labels = stored.read("label", rows) if stored.has_labels else None
 
     def sample(self, tile: Tile) -> Sample:
         """Cut one tile out."""
-        size, cell = tile.size_px, self._config.cell_px
-        columns = slice(tile.column_px, tile.column_px + size)
-        cells = slice(columns.start // cell, columns.stop // cell)
+        rows, columns = self._window(tile, 1)
+        cell_rows, cell_columns = self._window(tile, self._config.cell_px)
         return Sample(
             key=tiling.key(self._scene.id, tile),
-            pixels=self._pixels[:, :, columns],
-            mask=self._mask[:, columns],
-            cells=self._cells[:, :, cells],
+            pixels=self._pixels[:, rows, columns],
+            mask=self._mask[rows, columns],
+            cells=self._cells[:, cell_rows, cell_columns],
             info=self._info(tile),
-            label=self._label(columns),
+            label=self._label(rows, columns),
         )
 
-    def _label(self, columns: slice) -> int | None:
+    def _window(self, tile: Tile, unit_px: int) -> tuple[slice, slice]:
+        """Return the rows and columns of a tile in this strip, in units of `unit_px`."""
+        top, left, size = tile.row_px - self._top_px, tile.column_px, tile.size_px
+        return (
+            slice(top // unit_px, (top + size) // unit_px),
+            slice(left // unit_px, (left + size) // unit_px),
+        )
+
+    def _label(self, rows: slice, columns: slice) -> int | None:
         wanted = self._config.labels
         if wanted is None or self._labels is None:
             return None
-        counts = np.bincount(self._labels[:, columns].ravel(), minlength=256)[: len(wanted.classes)]
+        part = self._labels[rows, columns]
+        counts = np.bincount(part.ravel(), minlength=256)[: len(wanted.classes)]
         best = int(counts.argmax())
-        return best if counts[best] >= wanted.min_share * self._labels[:, columns].size else None
+        return best if counts[best] >= wanted.min_share * part.size else None
 
     def _info(self, tile: Tile) -> dict[str, object]:
         scene = self._scene

@@ -27,18 +27,28 @@ UPSAMPLING_SLACK = 1.05
 """Cropped data sets have grids that are a little off: 60 m over 10 m can be 6.03."""
 FREE_KEYS = ("name", "scenes", "output", "workers", "max_rejected")
 """Say where and how to work, not what to make: never compared."""
-ARRANGING_KEYS = ("indices", "clear_excludes", "min_valid", "min_clear", "split", "labels", "codec", "shard_mb", "seed")
+ARRANGING_KEYS = (
+    "indices",
+    "clear_excludes",
+    "min_valid",
+    "min_clear",
+    "split",
+    "labels",
+    "codec",
+    "shard_mb",
+    "seed",
+)
 """Choose and arrange tiles: a change redoes what depends on them."""
 
 
 class SplitConfig(Config):
     """How ground is divided between training and validation."""
 
-    val_share: float = Field(0.1, ge=0, lt=1)
+    val_share: float = Field(default=0.1, ge=0, lt=1)
     """Share of ground blocks given to validation; 0 makes training tiles only."""
-    block_m: float = Field(20_000, gt=0)
+    block_m: float = Field(default=10_000, gt=0)
     """Side of a ground block on the global equal-area grid, in metres."""
-    buffer_m: float = Field(1_000, ge=0)
+    buffer_m: float = Field(default=1_000, ge=0)
     """Least distance between a training tile and validation ground, in metres."""
     seed: int = 0
     """Chooses which blocks validate."""
@@ -49,16 +59,16 @@ class LabelConfig(Config):
 
     classes: tuple[str, ...] = Field(min_length=1)
     """Class names in the order of their numbers; the raster stores `first_code` for the first."""
-    first_code: int = Field(0, ge=0, le=255)
+    first_code: int = Field(default=0, ge=0, le=255)
     """Raster value of the first class; other values outside the list carry no label."""
-    min_share: float = Field(0.5, gt=0, le=1)
+    min_share: float = Field(default=0.5, gt=0, le=1)
     """Least share of a tile's pixels its commonest class needs to become the label."""
 
 
 class ShardConfig(Config):
     """Archives to shards: which scenes, onto which grid, which tiles, how packed."""
 
-    name: str = Field("shards", pattern=r"[A-Za-z0-9_-]{1,64}")
+    name: str = Field(default="shards", pattern=r"[A-Za-z0-9_-]{1,64}")
     """Name of the shard set."""
     scenes: UserPath = Path("archive")
     """Folder the products are looked for in."""
@@ -78,19 +88,19 @@ class ShardConfig(Config):
     """Whether the product's radiometric offset is already in the numbers; `auto` believes the product."""
     resampling: Literal["bilinear", "nearest"] = "bilinear"
     """How bands of another pixel size come onto the grid; masks are always nearest."""
-    tile_px: int = Field(96, gt=0)
+    tile_px: int = Field(default=96, gt=0)
     """Side of a tile in pixels."""
-    stride: int | None = Field(None, gt=0)
+    stride: int | None = Field(default=None, gt=0)
     """Distance between tiles in pixels; none is `tile_px` (tiles touch, none overlap)."""
-    cell_px: int = Field(8, gt=0)
+    cell_px: int = Field(default=8, gt=0)
     """Side of a statistics cell in pixels; the model's patch size or a divisor of it."""
     indices: tuple[str, ...] = ("NDVI", "NDWI", "NDBI")
     """Spectral indices whose cell statistics are stored."""
     clear_excludes: tuple[str, ...] = ("saturated", "cloud", "shadow", "cirrus")
     """Mask flags that make a pixel unclear: left out of all statistics."""
-    min_valid: float = Field(0.9, ge=0, le=1)
+    min_valid: float = Field(default=0.9, ge=0, le=1)
     """Least share of a tile's pixels that hold a measurement in every band."""
-    min_clear: float = Field(0.7, ge=0, le=1)
+    min_clear: float = Field(default=0.7, ge=0, le=1)
     """Least share of a tile's pixels that are valid and clear."""
     split: SplitConfig = SplitConfig()
     """Training and validation by ground."""
@@ -98,13 +108,13 @@ class ShardConfig(Config):
     """Labels from class rasters beside the scenes; none makes an unlabelled set."""
     codec: Codec = "lz4"
     """Compression of samples: `lz4` reads faster, `zstd` is a tenth smaller."""
-    shard_mb: float = Field(256, gt=0)
+    shard_mb: float = Field(default=256, gt=0)
     """Target size of a shard in megabytes of uncompressed samples."""
     seed: int = 0
     """Chooses the global order of samples."""
-    workers: int = Field(0, ge=0)
+    workers: int = Field(default=0, ge=0)
     """Dask worker processes; 0 works in this process."""
-    max_rejected: int | float = Field(0.1, ge=0)
+    max_rejected: int | float = Field(default=0.1, ge=0)
     """Scenes that may be rejected before the run fails: a count, or a share of all (below 1, with a point)."""
 
     @field_validator("clear_excludes")
@@ -163,7 +173,11 @@ class ShardConfig(Config):
         """Say for which role a stand-in band is used."""
         roles = dict.fromkeys(role for name in self.indices for role in index(name).roles)
         used = [(role, self.instrument.resolve(role, self.bands)) for role in roles]
-        return tuple(f"{role} is {band.name} ({band.role}): no {role} band was asked for" for role, band in used if band.role != role)
+        return tuple(
+            f"{role} is {band.name} ({band.role}): no {role} band was asked for"
+            for role, band in used
+            if band.role != role
+        )
 
     def allowed_rejections(self, scenes: int) -> int:
         """Return how many of `scenes` may be rejected."""
@@ -194,7 +208,9 @@ def agree(config: ShardConfig) -> list[str]:
     try:
         old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else new
     except ValueError as error:
-        raise CorruptDataError(f"{path} cannot be read ({error}). Take another `output`, or remove this one.") from error
+        raise CorruptDataError(
+            f"{path} cannot be read ({error}). Take another `output`, or remove this one."
+        ) from error
     changed = differences(old, new)
     refused = [c for c in changed if c.split(":")[0].split(".")[0] not in ARRANGING_KEYS]
     if refused:

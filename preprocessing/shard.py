@@ -1,6 +1,6 @@
 """Entry: scenes of an archive to a shard set.
 
-    python preprocessing/shard.py [CONFIG.yaml] [a.b=c ...] [--dry-run]
+python preprocessing/shard.py [CONFIG.yaml] [a.b=c ...] [--dry-run]
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if not __package__:  # run by path: `python preprocessing/shard.py`
 from pipeline import __version__, config, console
 from pipeline import manifest as manifests
 from pipeline.contract import BandContract, DataContract
-from pipeline.errors import EXIT_DONE, ConfigError, RejectedError, SceneError
+from pipeline.errors import EXIT_DONE, ConfigError, OutputError, PipelineError, RejectedError, SceneError
 from pipeline.manifest import Manifest, SceneRecord, Shard
 from preprocessing import archive, lock, packing, quality, scene_work, settings, spool
 from preprocessing.cluster import Pool
@@ -62,22 +62,36 @@ def main(argv: Sequence[str]) -> int:
     if arguments.dry_run:
         show_plan(request, found)
         return EXIT_DONE
-    with lock.locked(request.output):
-        changed = settings.agree(request)
-        shard(request, found, changed)
+    try:
+        with lock.locked(request.output):
+            shard(request, found, settings.agree(request))
+    except OSError as error:
+        if isinstance(error, PipelineError):
+            raise
+        raise OutputError(
+            f"cannot write to {request.output} ({error}). Free space or permissions, then start the same command again:"
+            " what is finished is kept."
+        ) from error
     return EXIT_DONE
 
 
 def find_scenes(request: ShardConfig) -> Found:
     """Open the metadata of every product below `scenes`."""
-    asked = Request(request.instrument, request.bands, None if request.gsd_m == "native" else request.gsd_m, request.offset)
+    asked = Request(
+        request.instrument,
+        request.bands,
+        None if request.gsd_m == "native" else request.gsd_m,
+        request.offset,
+    )
     jobs: dict[str, SceneJob] = {}
     rejections = []
     for reader, product in discover(request.scenes, asked, request.reader):
         try:
             scene = reader.open(product, asked)
             if scene.id in jobs:
-                raise SceneError(f"{product} has the same name as {jobs[scene.id].scene.location}; keep one of them.")
+                raise SceneError(
+                    f"{product} has the same name as {jobs[scene.id].scene.location}; keep one of them."
+                )
             jobs[scene.id] = SceneJob(scene, request)
         except SceneError as error:
             rejections.append(Rejection(str(product), str(error)))
@@ -96,8 +110,8 @@ def show_plan(request: ShardConfig, found: Found) -> None:
 def shard(request: ShardConfig, found: Found, changed: Sequence[str]) -> None:
     """Make the shard set, or see that it is made."""
     start = time.monotonic()
-    if is_finished(request, found) and not changed:
-        console.say(f"{request.output} is finished; nothing was done. Remove {manifests.NAME} there to check it against the scenes.")
+    if is_finished(request, found):
+        console.say(already(request))
         return
     if changed:
         console.say(f"settings changed ({'; '.join(changed)}): what depends on them is made again.")
@@ -116,15 +130,34 @@ def is_finished(request: ShardConfig, found: Found) -> bool:
         return False
     made = manifests.read(request.output)
     shards = [s for part in made.splits.values() for s in part]
-    whole = all((request.output / s.path).is_file() and (request.output / s.path).stat().st_size == s.size_bytes for s in shards)
-    known = {s.id for s in made.scenes} | set(quality.rejected_names(request.output))
-    present = {j.scene.id for j in found.jobs} | {Path(r.product).name for r in found.rejections}
-    return whole and present <= known
+    whole = all(
+        (request.output / s.path).is_file() and (request.output / s.path).stat().st_size == s.size_bytes
+        for s in shards
+    )
+    rejected = set(quality.rejected_products(request.output))
+    present = {str(j.scene.location): j.scene.id for j in found.jobs} | {
+        r.product: "" for r in found.rejections
+    }
+    scenes = {name for product, name in present.items() if product not in rejected}
+    same = scenes == {s.id for s in made.scenes} and rejected <= set(present)
+    return whole and same and made.settings == settings.comparable(request)
+
+
+def already(request: ShardConfig) -> str:
+    """Tell that nothing had to be done, and how to have rejected scenes tried again."""
+    rejected = len(quality.rejected_products(request.output))
+    again = (
+        f" {rejected} scenes were rejected; once repaired, remove {manifests.NAME} and start again."
+        if rejected
+        else ""
+    )
+    return f"{request.output} is finished; nothing was done.{again} To check it: python preprocessing/verify.py {request.output}"
 
 
 def work_scenes(request: ShardConfig, found: Found, pool: Pool) -> tuple[list[Spool], list[Rejection]]:
     """Bring all scenes to samples; raises `RejectedError` where too many cannot be used."""
     progress = console.Progress("scenes", len(found.jobs), "scenes")
+    progress.advance(0)
     spools, rejections = [], list(found.rejections)
     for result in pool.run(scene_work.work, found.jobs):
         if isinstance(result, Rejection):
@@ -148,8 +181,14 @@ def pack(request: ShardConfig, spools: Sequence[Spool], pool: Pool) -> dict[str,
     plan = packing.plan(spools, request.seed, per_shard)
     if not plan.get("train"):
         dropped = quality.total_tiles([record(s) for s in spools])
-        raise ConfigError(f"no training tile is left ({dropped}): lower `min_valid` or `min_clear`, or change `split`.")
-    jobs = [packing.PackJob(job, request.output, request.output / scene_work.WORK_FOLDER) for part in plan.values() for job in part]
+        raise ConfigError(
+            f"no training tile is left ({dropped}): lower `min_valid` or `min_clear`, or change `split`."
+        )
+    jobs = [
+        packing.PackJob(job, request.output, request.output / scene_work.WORK_FOLDER)
+        for part in plan.values()
+        for job in part
+    ]
     progress = console.Progress("shards", len(jobs), "shards")
     done: dict[str, Shard] = {}
     for result in pool.run(packing.work, jobs):
@@ -165,11 +204,17 @@ def sample_bytes(request: ShardConfig) -> int:
 
 
 def finish(
-    request: ShardConfig, spools: Sequence[Spool], splits: dict[str, tuple[Shard, ...]], rejections: Sequence[Rejection]
+    request: ShardConfig,
+    spools: Sequence[Spool],
+    splits: dict[str, tuple[Shard, ...]],
+    rejections: Sequence[Rejection],
 ) -> Manifest:
     """Write the quality report and, last, the manifest; then remove the work folder."""
     work_folder = request.output / scene_work.WORK_FOLDER
-    histogram: Histogram = sum((spool.read_histogram(work_folder, s.scene) for s in spools), quality.empty_histogram(len(request.bands)))
+    histogram: Histogram = sum(
+        (spool.read_histogram(work_folder, s.scene) for s in spools),
+        quality.empty_histogram(len(request.bands)),
+    )
     statistics = quality.statistics(histogram)
     scenes = tuple(record(s) for s in spools)
     made = Manifest(
@@ -178,11 +223,13 @@ def finish(
         statistics=statistics,
         splits=splits,
         scenes=scenes,
-        settings=settings.comparable(request) | {"scenes": str(request.scenes)},
+        settings=settings.comparable(request),
         code_version=__version__,
         notices=tuple(sorted({s.licence for s in spools if s.licence})),
     )
-    quality.write_report(request.output, scenes, rejections, dict(zip(request.bands, statistics, strict=True)))
+    quality.write_report(
+        request.output, scenes, rejections, dict(zip(request.bands, statistics, strict=True))
+    )
     packing.remove_others(request.output, [s.path for part in splits.values() for s in part])
     manifests.write(made, request.output)
     shutil.rmtree(work_folder)
@@ -192,7 +239,12 @@ def finish(
 def record(made: Spool) -> SceneRecord:
     """Return a scene's entry in the manifest."""
     return SceneRecord(
-        id=made.scene, reader=made.reader, acquired=made.acquired, level=made.level, tiles=made.tiles, notes=made.notes
+        id=made.scene,
+        reader=made.reader,
+        acquired=made.acquired,
+        level=made.level,
+        tiles=made.tiles,
+        notes=made.notes,
     )
 
 
@@ -204,7 +256,10 @@ def contract(request: ShardConfig, spools: Sequence[Spool]) -> DataContract:
         sensor=request.sensor,
         level="+".join(levels),
         bands=tuple(
-            BandContract(name=b.name, role=b.role, centre_nm=b.centre_nm, width_nm=b.width_nm, source_gsd_m=b.gsd_m) for b in bands
+            BandContract(
+                name=b.name, role=b.role, centre_nm=b.centre_nm, width_nm=b.width_nm, source_gsd_m=b.gsd_m
+            )
+            for b in bands
         ),
         gsd_m=nominal_gsd_m(request, spools),
         tile_px=request.tile_px,
@@ -231,8 +286,14 @@ def report(request: ShardConfig, made: Manifest, rejections: Sequence[Rejection]
     tiles = quality.total_tiles(made.scenes)
     size = sum(s.size_bytes for part in made.splits.values() for s in part)
     rows = [["scenes", f"{len(made.scenes)}"], ["scenes rejected", f"{len(rejections)}"]]
-    rows += [[f"tiles {name}" if name in made.splits else f"dropped: {name}", f"{n}"] for name, n in tiles.items()]
-    rows += [["shards", f"{sum(map(len, made.splits.values()))}"], ["megabytes", f"{size / 1e6:.1f}"], ["seconds", f"{seconds:.1f}"]]
+    rows += [
+        [f"tiles {name}" if name in made.splits else f"dropped: {name}", f"{n}"] for name, n in tiles.items()
+    ]
+    rows += [
+        ["shards", f"{sum(map(len, made.splits.values()))}"],
+        ["megabytes", f"{size / 1e6:.1f}"],
+        ["seconds", f"{seconds:.1f}"],
+    ]
     console.say(console.table([made.name, ""], rows))
     console.say(f"Next: python training/pretrain.py data.shards={request.output}")
 

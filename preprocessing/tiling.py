@@ -80,14 +80,17 @@ def tiles(mask: NDArray[np.uint8], rule: TileRule) -> tuple[list[Tile], Counter[
     bits = [f for f in Flag if f & rule.unclear_bits and f is not Flag.NODATA]
     valid = _window_shares((mask & Flag.NODATA) == 0, rule)
     clear = _window_shares((mask & int(rule.unclear_bits)) == 0, rule)
-    covers = {str(f.name).lower(): _window_shares((mask & f) != 0, rule) for f in bits}
+    covers = {str(f.name).lower(): _window_shares((mask & int(f)) != 0, rule) for f in bits}
     kept, dropped = [], Counter[str]()
-    for i, j in np.ndindex(valid.shape):
-        reason = _reason(valid[i, j], clear[i, j], {n: c[i, j] for n, c in covers.items()}, rule)
+    for i, j in np.ndindex(*valid.shape):
+        cover = {name: float(shares[i, j]) for name, shares in covers.items()}
+        reason = _reason(float(valid[i, j]), float(clear[i, j]), cover, rule)
         if reason:
             dropped[reason] += 1
         else:
-            kept.append(Tile(i * rule.step_px, j * rule.step_px, rule.tile_px, float(valid[i, j]), float(clear[i, j])))
+            kept.append(
+                Tile(i * rule.step_px, j * rule.step_px, rule.tile_px, float(valid[i, j]), float(clear[i, j]))
+            )
     return kept, dropped
 
 
@@ -104,18 +107,21 @@ def _window_shares(good: NDArray[np.bool_], rule: TileRule) -> Floats:
     """Return the share of good pixels of every tile, [row, column], by a summed-area table over cells."""
     cell = rule.cell_px
     height, width = (side // cell for side in good.shape)
-    counts = good[: height * cell, : width * cell].reshape(height, cell, width, cell).sum((1, 3), dtype=np.int64)
+    counts = (
+        good[: height * cell, : width * cell].reshape(height, cell, width, cell).sum((1, 3), dtype=np.int64)
+    )
     table = np.zeros((height + 1, width + 1), np.int64)
     table[1:, 1:] = counts.cumsum(0).cumsum(1)
     side, step = rule.tile_px // cell, rule.step_px // cell
     top, left = np.arange(0, height - side + 1, step), np.arange(0, width - side + 1, step)
-    sums = (
+    sums: NDArray[np.int64] = (
         table[np.ix_(top + side, left + side)]
         - table[np.ix_(top, left + side)]
         - table[np.ix_(top + side, left)]
         + table[np.ix_(top, left)]
     )
-    return sums / rule.tile_px**2
+    shares: Floats = sums / rule.tile_px**2
+    return shares
 
 
 def split(found: list[Tile], rule: SplitRule, footprint: Footprints) -> tuple[list[Tile], int]:

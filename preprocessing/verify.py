@@ -1,0 +1,96 @@
+"""Entry: check a shard set and its archive against their checksums, and decode every sample.
+
+python preprocessing/verify.py SHARDS
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+if not __package__:  # run by path: `python preprocessing/verify.py`
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from pipeline import console, sample
+from pipeline import manifest as manifests
+from pipeline.contract import DataContract
+from pipeline.errors import EXIT_DONE, EXIT_FAILURE, CorruptDataError, MissingInputError
+from pipeline.manifest import Manifest, Shard
+from pipeline.sample import Sample
+from preprocessing import archive, packing
+
+COMMAND = console.Command(
+    "Check every shard of a set, every sample in it, and the archive beside it.",
+    "",
+    "  python preprocessing/verify.py demo/shards/sentinel2",
+)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the entry; returns 1 where anything is wrong."""
+    words = COMMAND.parser().parse_args(argv).words
+    if len(words) != 1:
+        raise MissingInputError("give the folder of one shard set: python preprocessing/verify.py SHARDS")
+    folder = Path(words[0]).expanduser()
+    made = manifests.read(folder)
+    folder = folder if folder.is_dir() else folder.parent
+    found = [*shard_problems(folder, made), *archive_problems(folder, made)]
+    for problem in found:
+        console.say(f"wrong: {problem}")
+    counts = ", ".join(f"{made.samples(split)} {split}" for split in made.splits)
+    verdict = f"{len(found)} problems" if found else "everything is as it was written"
+    console.say(f"{made.name}: {counts} samples, {len(made.scenes)} scenes; {verdict}.")
+    return EXIT_FAILURE if found else EXIT_DONE
+
+
+def shard_problems(folder: Path, made: Manifest) -> Iterator[str]:
+    """Yield what is wrong with the shards of a set, naming shard and sample."""
+    shards = [shard for part in made.splits.values() for shard in part]
+    progress = console.Progress("verify", len(shards), "shards")
+    seen: set[str] = set()
+    for shard in shards:
+        yield from _shard_problems(folder / shard.path, shard, made.contract, seen)
+        progress.advance(note=shard.path)
+
+
+def _shard_problems(path: Path, shard: Shard, contract: DataContract, seen: set[str]) -> Iterator[str]:
+    if not path.is_file():
+        yield f"{path} is missing"
+        return
+    if path.stat().st_size != shard.size_bytes:
+        yield f"{path} has {path.stat().st_size} bytes, not {shard.size_bytes}"
+    elif manifests.sha256(path) != shard.sha256:
+        yield f"{path} was altered (SHA-256 differs)"
+    before = len(seen)
+    try:
+        for key, members in packing.read_shard(path):
+            yield from _sample_problems(sample.decode(key, members, str(path)), path, contract, seen)
+    except CorruptDataError as error:
+        yield str(error)
+        return
+    if len(seen) - before != shard.samples:
+        yield f"{path} holds {len(seen) - before} samples of its own, not {shard.samples}"
+
+
+def _sample_problems(found: Sample, path: Path, contract: DataContract, seen: set[str]) -> Iterator[str]:
+    side, cells = contract.tile_px, contract.tile_px // contract.cell_px
+    if found.key in seen:
+        yield f"{path}: sample {found.key} is there twice"
+    seen.add(found.key)
+    expected = ((len(contract.bands), side, side), (len(contract.indices), cells, cells, 3))
+    if (found.pixels.shape, found.cells.shape) != expected:
+        yield f"{path}: sample {found.key} has shapes {found.pixels.shape}, {found.cells.shape}, not {expected}"
+
+
+def archive_problems(folder: Path, made: Manifest) -> Iterator[str]:
+    """Yield what is wrong with the stored scenes of a set; nothing where its archive was not kept."""
+    store = folder / archive.FOLDER
+    if not store.is_dir():
+        return
+    for scene in made.scenes:
+        yield from archive.problems(store / scene.id, deep=True)
+
+
+if __name__ == "__main__":
+    console.run(main)
