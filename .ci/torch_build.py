@@ -34,7 +34,13 @@ def describe(items: list[dict[str, Any]]) -> str:
     torch = next(item for item in items if item["metadata"]["name"] == "torch")
     file = unquote(torch["download_info"]["url"].rsplit("/", 1)[-1])
     cuda = any(item["metadata"]["name"].startswith(("nvidia-", "cuda-")) for item in items)
-    build = "the CUDA build" if cuda or "+cu" in file else "the CPU build" if "+cpu" in file else "the standard build"
+    build = (
+        "the CUDA build"
+        if cuda or "+cu" in file
+        else "the CPU build"
+        if "+cpu" in file
+        else "the standard build"
+    )
     sizes = [size_bytes(item["download_info"]["url"]) for item in items]
     known = sum(size for size in sizes if size)
     size = f"{known / 1e9:.1f} GB" if known >= LARGE_BYTES else f"{known / 1e6:.0f} MB"
