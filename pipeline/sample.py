@@ -19,6 +19,7 @@ from enum import IntFlag
 from typing import Any, Literal
 
 import numpy as np
+from numcodecs import blosc
 from numcodecs.blosc import Blosc
 from numpy.typing import NDArray
 
@@ -33,6 +34,8 @@ KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,80}")
 
 Codec = Literal["lz4", "zstd"]
 _LEVELS: dict[str, int] = {"lz4": 5, "zstd": 1}
+# blosc's own threads write blocks in the order they finish: equal samples would not be equal bytes
+blosc.use_threads = False
 
 
 class Flag(IntFlag):
