@@ -62,6 +62,15 @@ def simulate(output: Path, settings: Simulation, progress: Callable[[str], None]
     """
     if _is_there(output, settings):
         return False
+    try:
+        _write_archive(output, settings, progress)
+    except OSError as error:
+        raise OutputError(f"cannot write {output}: {error}. Free space, or choose another folder.") from error
+    return True
+
+
+def _write_archive(output: Path, settings: Simulation, progress: Callable[[str], None]) -> None:
+    """Write into a hidden folder beside `output` and give it its name when it is whole."""
     output.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(output)
     work = Path(tempfile.mkdtemp(prefix=f"{_leftover_prefix(output)}{os.getpid()}-", dir=output.parent))
@@ -72,7 +81,6 @@ def simulate(output: Path, settings: Simulation, progress: Callable[[str], None]
         _install(work, output)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    return True
 
 
 def _is_there(output: Path, settings: Simulation) -> bool:

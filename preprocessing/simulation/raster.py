@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import rasterio
+from affine import Affine
 from numpy.typing import NDArray
 from rasterio.crs import CRS
 from rasterio.errors import NotGeoreferencedWarning
-from rasterio.transform import from_origin
+from rasterio.io import DatasetWriter, MemoryFile
 
 from preprocessing.simulation.landscape import LANDCOVER
 
@@ -42,7 +44,7 @@ def _profile(array: NDArray[Any], gsd_m: float, block_px: int) -> dict[str, Any]
         "count": 1,
         "dtype": array.dtype.name,
         "crs": CRS.from_string(PLACE.crs),
-        "transform": from_origin(PLACE.left_m, PLACE.top_m, gsd_m, gsd_m),
+        "transform": Affine(gsd_m, 0, PLACE.left_m, 0, -gsd_m, PLACE.top_m),
         "blockxsize": min(block_px, _multiple_of_16(width)),
         "blockysize": min(block_px, _multiple_of_16(height)),
     }
@@ -52,13 +54,24 @@ def _multiple_of_16(side_px: int) -> int:
     return max(side_px // 16 * 16, 16)
 
 
+@contextmanager
+def _raster(path: Path, driver: str, profile: dict[str, Any]) -> Iterator[DatasetWriter]:
+    """Open a raster in memory and write its bytes to `path` at the end.
+
+    On a full disk this raises OSError as any file does; GDAL's own writers raise something private or nothing.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # the JPEG 2000 writer leaves the georeference out unless the name ends in .jp2
+    with MemoryFile(ext=path.suffix) as memory:
+        with memory.open(driver=driver, **profile) as raster:
+            yield raster
+        path.write_bytes(memory.read())
+
+
 def write_jp2(path: Path, array: NDArray[np.uint8] | NDArray[np.uint16], gsd_m: float, block_px: int) -> None:
     """Write [y, x] as JPEG 2000 without loss, as the product's own writer lays it out."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     options = {"QUALITY": "100", "REVERSIBLE": "YES", "YCBCR420": "NO", "GMLJP2": "YES"}
-    with rasterio.open(
-        path, "w", driver="JP2OpenJPEG", **_profile(array, gsd_m, block_px), **options
-    ) as raster:
+    with _raster(path, "JP2OpenJPEG", _profile(array, gsd_m, block_px) | options) as raster:
         raster.write(array, 1)
 
 
@@ -66,16 +79,15 @@ def write_tif(
     path: Path, array: NDArray[np.uint8] | NDArray[np.uint16], gsd_m: float, nodata: int | None = None
 ) -> None:
     """Write [y, x] as a tiled, deflated GeoTIFF."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    profile = _profile(array, gsd_m, 256) | _TIFF | {"nodata": nodata, "predictor": 2}
-    with rasterio.open(path, "w", driver="GTiff", **profile) as raster:
+    with _raster(
+        path, "GTiff", _profile(array, gsd_m, 256) | _TIFF | {"nodata": nodata, "predictor": 2}
+    ) as raster:
         raster.write(array, 1)
 
 
 def write_landcover(path: Path, classes: NDArray[np.uint8], gsd_m: float) -> None:
     """Write a class raster [y, x] with the class names in its tag CLASSES, comma-separated, by value from 0."""
-    profile = _profile(classes, gsd_m, 256) | _TIFF | {"nodata": 0}
-    with rasterio.open(path, "w", driver="GTiff", **profile) as raster:
+    with _raster(path, "GTiff", _profile(classes, gsd_m, 256) | _TIFF | {"nodata": 0}) as raster:
         raster.write(classes, 1)
         raster.update_tags(CLASSES=",".join(LANDCOVER))
         raster.write_colormap(1, LABEL_COLOURS)
@@ -85,9 +97,8 @@ def write_picture(path: Path, red_green_blue: NDArray[np.float32], brightest: fl
     """Write reflectance [3, y, x] as a PNG for people; `brightest` is the reflectance that becomes white."""
     stretched = np.clip(red_green_blue / brightest, 0, 1) ** 0.6 * 255
     _, height, width = stretched.shape
+    profile = {"width": width, "height": height, "count": 3, "dtype": "uint8"}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)  # a picture lies nowhere
-        with rasterio.open(
-            path, "w", driver="PNG", width=width, height=height, count=3, dtype="uint8"
-        ) as raster:
+        with _raster(path, "PNG", profile) as raster:
             raster.write(stretched.astype(np.uint8))
