@@ -42,9 +42,8 @@ class Grid:
     @property
     def bounds(self) -> tuple[float, float, float, float]:
         """(left, bottom, right, top) in units of the CRS; bottom and top as the transform has them."""
-        left, top = self.transform * (0, 0)
-        right, bottom = self.transform * (self.width_px, self.height_px)
-        return left, bottom, right, top
+        t = self.transform
+        return t.c, t.f + t.e * self.height_px, t.c + t.a * self.width_px, t.f
 
     @property
     def pixel_m(self) -> tuple[float, float]:
@@ -52,8 +51,7 @@ class Grid:
         dx, dy = abs(self.transform.a), abs(self.transform.e)
         if not self.crs.is_geographic:
             return dx * self.crs.linear_units_factor[1], dy * self.crs.linear_units_factor[1]
-        _, latitude = self.transform * (self.width_px / 2, self.height_px / 2)
-        per_x, per_y = metres_per_degree(latitude)
+        per_x, per_y = metres_per_degree(self.transform.f + self.transform.e * self.height_px / 2)
         return dx * per_x, dy * per_y
 
     def centres(self) -> tuple[Floats, Floats]:

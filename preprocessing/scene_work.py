@@ -278,7 +278,7 @@ class _Strip:
     def _info(self, tile: Tile) -> dict[str, object]:
         scene = self._scene
         grid = scene.grid
-        corner = grid.transform * (tile.column_px, tile.row_px)
+        t = grid.transform
         lon, lat = tiling.corners([tile], grid.lonlat)
         epsg = grid.crs.to_epsg()
         return {
@@ -289,7 +289,7 @@ class _Strip:
             "sensor": scene.sensor,
             "level": scene.level,
             "crs": f"EPSG:{epsg}" if epsg else grid.crs.to_wkt(),
-            "transform": [grid.transform.a, 0.0, corner[0], 0.0, grid.transform.e, corner[1]],
+            "transform": [t.a, 0.0, t.c + t.a * tile.column_px, 0.0, t.e, t.f + t.e * tile.row_px],
             "bounds_lonlat": [float(lon.min()), float(lat.min()), float(lon.max()), float(lat.max())],
             "valid_share": tile.valid_share,
             "clear_share": tile.clear_share,
