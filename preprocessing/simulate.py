@@ -94,6 +94,7 @@ def _is_there(output: Path, settings: Simulation) -> bool:
         raise OutputError(
             f"{output} is not empty and holds no simulated archive. Choose another folder."
         ) from error
+    # never mix two grounds in one folder: their products would look like one archive
     if record.get("format_version") != FORMAT_VERSION or made_with != settings.model_dump():
         raise OutputError(
             f"{output} holds an archive of other settings ({made_with}, asked for {settings.model_dump()})."
@@ -108,6 +109,7 @@ def _write_products(folder: Path, settings: Simulation, progress: Callable[[str]
     sentinel2, landsat9 = _options(settings)
     safe.write_safe(folder, sentinel2, progress)
     landsat.write_landsat(folder, landsat9, progress)
+    # the picture has no sensor noise: it is for people, and compresses better
     view = make_view(settings.size_px, settings.seed, "sentinel2")
     reduction = max(settings.size_px // PICTURE_PX, 1)
     bands = (SENSORS["sentinel2"][name] for name in ("B04", "B03", "B02"))
@@ -160,11 +162,13 @@ def _remove_leftovers(output: Path) -> None:
     prefix = _leftover_prefix(output)
     for folder in output.parent.glob(f"{prefix}*"):
         pid = folder.name.removeprefix(prefix).split("-")[0]
+        # another run may be at work beside this one
         if pid.isdigit() and not _is_running(int(pid)):
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def _is_running(pid: int) -> bool:
+    # signal 0 only asks; another user's process answers with a refusal
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

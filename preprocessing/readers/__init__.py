@@ -21,6 +21,7 @@ def discover(root: Path, request: Request, reader: str = "auto") -> list[tuple[R
     Sorted by path, which is absolute. Raises `MissingInputError` where there is nothing to read.
     """
     asked = _asked(request, reader)
+    # absolute, because workers may run elsewhere; not resolved, because a link's name may carry meaning
     folder = root.expanduser().absolute()
     if not folder.exists():
         raise MissingInputError(f"there is no {root}. {_what_to_do(asked)}")

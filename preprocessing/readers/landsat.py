@@ -82,6 +82,7 @@ def open_scene(product: Path, request: Request) -> Scene:
 
 def _read_metadata(product: Path, members: Collection[str]) -> Metadata:
     """Read the MTL, as text where it stands, else as JSON."""
+    # both forms stand in a product and say the same; text is what all collections have
     names = [name for name in members if _METADATA_NAME.fullmatch(name)]
     texts = [name for name in names if name.lower().endswith(".txt")] or names
     if len(texts) != 1:
@@ -103,6 +104,7 @@ def parse_mtl(text: str, where: str) -> Metadata:
     open_groups: list[str] = []
     for match in filter(None, map(_ASSIGNMENT.match, text.splitlines())):
         key, value = match[1], match[2].strip('"')
+        # the same keys occur in several groups, so a flat reading would mix the levels
         if key == "GROUP":
             open_groups.append(value)
             groups.setdefault(value, {})
@@ -171,6 +173,7 @@ def _bands(
 
     def source(band: str) -> BandSource:
         digit = band.removeprefix("B")
+        # the MTL is the authority on names; what it names must be a member of this folder
         name = contents.get(f"FILE_NAME_BAND_{digit}", "")
         if name not in members:
             raise missing_band(product, band, "", _present(members))
@@ -207,6 +210,7 @@ def _masks(
             raise SceneError(f"{product.name}: the quality layer {name or key} is not in {product}. {_AGAIN}")
         return members[name]
 
+    # bit n - 1 stands for band n; bits of bands that were not asked for are left alone
     saturated = {int(band.removeprefix("B")) - 1: Flag.SATURATED for band in bands}
     return (
         MaskSource(path("FILE_NAME_QUALITY_L1_PIXEL"), bits=dict(QA_PIXEL_BITS)),

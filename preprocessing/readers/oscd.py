@@ -35,12 +35,14 @@ def find(root: Path, sensor: Sensor) -> Sequence[Path]:
 
 
 def _is_product(folder: Path, names: Collection[str]) -> bool:
+    # the name is enough: an emptied folder must be refused by `open`, not overlooked
     return bool(_FOLDER.fullmatch(folder.name))
 
 
 def open_scene(product: Path, request: Request) -> Scene:
     """Describe one date of one city; raises `SceneError` for a missing band or date."""
     files = _band_files(product)
+    # file names hold the time of processing, not of sensing: only dates.txt tells
     date_number = product.name[-1]
     return Scene(
         id=scene_id(f"oscd_{product.parent.name}_{date_number}"),

@@ -73,13 +73,16 @@ def _walk(root: Path, is_product: Callable[[Path, Collection[str]], bool]) -> It
     seen: set[str] = set()
     for folder, below, files in os.walk(root, onerror=_unreadable, followlinks=True):
         real = os.path.realpath(folder)
-        if real in seen:  # links may form a ring
+        # archives are often built of links, and links may form a ring
+        if real in seen:
             below.clear()
             continue
         seen.add(real)
         if is_product(Path(folder), [*below, *files]):
+            # products hold thousands of files, and some hold others of the same name
             below.clear()
             yield Path(folder)
+        # hidden folders hold trash, caches and what unfinished downloads left
         below[:] = [name for name in below if not name.startswith(".")]
 
 
@@ -93,6 +96,7 @@ def list_members(product: Path) -> dict[str, str]:
     """List a product's files as relative POSIX name -> what rasterio opens; hidden files are left out."""
     files = (p for p in product.rglob("*") if p.is_file())
     relative = {p.relative_to(product): p for p in files}
+    # macOS leaves `._B02.jp2` beside `B02.jp2`: same ending, no image
     return {
         name.as_posix(): str(path)
         for name, path in sorted(relative.items())
@@ -116,6 +120,7 @@ def scene_id(name: str) -> str:
     clean = re.sub(r"[^A-Za-z0-9_-]+", "-", name)
     if clean == name and 0 < len(name) <= _ID_LENGTH:
         return name
+    # eight hex digits: one chance in 4e9 that two odd names of an archive meet
     digest = hashlib.blake2b(name.encode(), digest_size=_DIGEST_LENGTH // 2).hexdigest()
     return f"{clean[: _ID_LENGTH - _DIGEST_LENGTH - 1]}-{digest}"
 
@@ -136,6 +141,7 @@ def choose_gsd(available: Mapping[float, KeyT], gsd_m: float | None) -> KeyT:
 
     gsd_m: None takes the finest.
     """
+    # averaging many fine pixels costs their decoding; the producer has done it already
     fine_enough = [size for size in available if gsd_m is not None and size <= gsd_m]
     return available[max(fine_enough) if fine_enough else min(available)]
 
@@ -154,6 +160,7 @@ def number(text: str | None, what: str, where: str) -> float:
     """Read a number from metadata; `what` and `where` name key and file in the `SceneError`."""
     if text is None:
         raise SceneError(f"{where}: {what} is missing. Fetch the product again.")
+    # an empty element is as bad as a missing one: nothing here has a safe default
     try:
         return float(text)
     except ValueError as error:

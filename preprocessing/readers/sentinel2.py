@@ -104,6 +104,7 @@ def open_scene(product: Path, request: Request) -> Scene:
 
 def read_metadata(product: Path, members: Collection[str]) -> Metadata:
     """Read MTD_MSIL2A.xml or MTD_MSIL1C.xml; entities, DTDs and external references are refused."""
+    # by file name, not by product name: people rename folders
     name = next((name for name in _LEVELS if name in members), None)
     if name is None:
         raise SceneError(f"{product}: neither {' nor '.join(_LEVELS)} is there. {_AGAIN}")
@@ -125,6 +126,7 @@ def read_metadata(product: Path, members: Collection[str]) -> Metadata:
 
 
 def _parse(data: bytes, where: str) -> Element:
+    # no product needs a DTD, so none is allowed: that closes expansion and external entities at once
     try:
         tree: Element = defusedxml.ElementTree.fromstring(data, forbid_dtd=True)
     except DefusedXmlException as error:
@@ -149,6 +151,7 @@ def _quantification(tree: Element, level: str, where: str) -> float:
 
 def _offsets(tree: Element, tag: str, where: str) -> dict[str, float]:
     found: dict[str, float] = {}
+    # the list may be in any order and the values may differ by band
     for element in tree.iter(tag):
         band_id = int(number(element.get("band_id"), f"band_id of {tag}", where))
         if 0 <= band_id < len(BAND_IDS):
@@ -165,6 +168,7 @@ def _image_files(product: Path, members: Mapping[str, str]) -> dict[str, dict[fl
         if match:
             granules.add(match[1])
             files.setdefault(match[2], {})[float(match[3] or NATIVE)] = path
+    # two granules are two grids: one of them would silently win
     if len(granules) > 1:
         raise SceneError(
             f"{product}: holds {len(granules)} granules ({', '.join(sorted(granules))}); products of before"
@@ -190,6 +194,7 @@ def _source(
 
 def _offset(product: Path, metadata: Metadata, band: str, request: Request) -> float:
     """Return the DN to add for one band."""
+    # before 04.00 there is no list and nothing to add; from 04.00 on a missing list is damage
     if request.offset == "applied" or not (metadata.offsets or _must_have_offset(metadata)):
         return 0.0
     if band not in metadata.offsets:
@@ -203,7 +208,7 @@ def _offset(product: Path, metadata: Metadata, band: str, request: Request) -> f
 def _must_have_offset(metadata: Metadata) -> bool:
     try:
         return float(metadata.baseline) >= FIRST_BASELINE_WITH_OFFSET
-    except ValueError:
+    except ValueError:  # test data sets carry baselines like `unknown`
         return False
 
 

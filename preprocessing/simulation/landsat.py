@@ -131,6 +131,7 @@ def quality(view: View) -> NDArray[np.uint16]:
     for code, value in QA_VALUES.items():
         table[code] = value
     values = table[classes]
+    # real products set the dilated bit without the clear bit
     near = _dilated(np.isin(classes, (CLASS_CLOUD_HIGH, CLASS_CLOUD_MEDIUM)))
     values[near & np.isin(values, (CLEAR, CLEAR_WATER))] = DILATED_CLOUD
     return values
@@ -157,6 +158,7 @@ def _metadata(options: LandsatOptions) -> Groups:
         "IMAGE_ATTRIBUTES": _image_attributes(options),
         "PROJECTION_ATTRIBUTES": _projection(options),
     }
+    # both groups in a Level-2 file, as real ones have: a trap for flat parsers
     if options.level == "L2SP":
         groups["LEVEL2_SURFACE_REFLECTANCE_PARAMETERS"] = _rescaling(options.sensor, "L2SP")
     groups["LEVEL1_RADIOMETRIC_RESCALING"] = _rescaling(options.sensor, "L1TP")

@@ -55,6 +55,7 @@ def make_ground(size_px: int, seed: int) -> Ground:
     """Make the ground of a seed, the same for every sensor that looks at it (kept for the next); not to be changed."""
     points = grid(size_px, f"ground {seed}")
     classes, angle_rad = _districts(points)
+    # the river comes last: it cuts through whatever it meets
     classes[_river(points)] = LANDCOVER.index("water")
     paint = Paint(
         np.zeros(classes.shape, np.uint8),
@@ -62,6 +63,7 @@ def make_ground(size_px: int, seed: int) -> Ground:
         np.zeros(classes.shape, np.float32),
         np.ones(classes.shape, np.float32),
     )
+    # each class paints its own pixels only, which is five times less work
     for name, painter in _PAINTERS.items():
         chosen = classes == LANDCOVER.index(name)
         part = painter(points.take(chosen, name), angle_rad[chosen])
@@ -75,6 +77,7 @@ def _districts(points: Points) -> tuple[NDArray[np.uint8], Float]:
     count = max(MIN_DISTRICTS, round(points.size_px / DISTRICT_PX))
     side_px = points.size_px / count
     random = generator(points.key, "districts")
+    # centres stay away from cell borders, so that the nearest is never two cells off
     jitter = random.uniform(0.25, 0.75, (2, count + 2, count + 2))
     angles = random.uniform(0, np.pi / 2, (count + 2, count + 2))
     order = random.permutation(len(LANDCOVER) - 1) + 1
@@ -104,6 +107,7 @@ def _nearest(y: Float, x: Float, jitter: NDArray[np.float64]) -> tuple[NDArray[n
 
 def _river(points: Points) -> NDArray[np.bool_]:
     """Return where a meandering river of 60 to 120 m runs from north to south."""
+    # one column of points: the course is a function of the row alone
     line = Points(points.y[:, :1], np.zeros_like(points.y[:, :1]), points.size_px, f"{points.key}/river")
     centre = points.size_px * (0.25 + 0.5 * fractal(line, points.size_px / 4, "course"))
     half_width_px = 3 + 3 * noise(line, points.size_px / 8, "width")
@@ -152,6 +156,7 @@ def _crop(points: Points, angle_rad: Float) -> Paint:
     first = _choose(fields.draw("crop"), crops)
     margin = (fields.along < 1) | (fields.across < 1)
     first[margin] = number("grass")
+    # a thin crop lets the soil show, which spreads NDVI as real fields do
     thin = 0.35 * np.maximum(fields.draw("vigour") - 0.4, 0) + 0.1 * noise(points, 9, "soil")
     rows = np.float32(0.03) * (np.floor(fields.across / 2) % 2)
     return Paint(
@@ -177,6 +182,7 @@ def _built_up(points: Points, angle_rad: Float) -> Paint:
     street = (blocks.along < 1.5) | (blocks.across < 1.5)
     first[street] = number("asphalt")
     park = blocks.draw("park") < 0.06
+    # parks keep their streets
     first[park & ~street] = number("grass")
     garden = np.where(street, 0.05, 0.35 * houses.draw("garden")).astype(np.float32)
     return Paint(first, _alike(garden, "grass"), garden, 0.75 + 0.5 * houses.draw("light"))

@@ -111,6 +111,7 @@ def _image_path(granule: str, level: str, name: str, gsd_m: int) -> str:
 def _resolutions(band: Band, options: SafeOptions) -> tuple[int, ...]:
     """Return the pixel sizes at which a product holds a band: L2A repeats fine bands on the coarser grids."""
     own = round(band.gsd_m)
+    # L2A has no cirrus band, and B08 on its own grid only
     if options.level == "L1C":
         return (own,)
     if band.name == "B10":
@@ -134,5 +135,6 @@ def _images(
 
 def digital_numbers(reflectance: Float, outside: NDArray[np.bool_], offset_dn: int) -> NDArray[np.uint16]:
     """Store reflectance [y, x] as the product does: quantified, without the offset, 0 where nothing was measured."""
+    # 0 is kept for nodata, so the darkest measurement is stored as 1
     stored = np.rint(reflectance * QUANTIFICATION) - offset_dn
     return np.where(outside, 0, np.clip(stored, 1, LARGEST_DN)).astype(np.uint16)

@@ -92,6 +92,7 @@ def _characteristics(what: Description) -> str:
 
 
 def _offsets(what: Description) -> str:
+    # older baselines do not write zeros, they leave the list out
     if not what.offset_dn:
         return ""
     name, around = (
@@ -158,6 +159,7 @@ def manifest_xml(product: Path) -> str:
 
 
 def _data_object(path: Path, name: str) -> str:
+    # the algorithm and the upper case of products since 2021
     digest = hashlib.sha3_256(path.read_bytes()).hexdigest().upper()
     kind = "text/xml" if path.suffix == ".xml" else "application/octet-stream"
     return (

@@ -50,6 +50,7 @@ class View:
         table = np.array([material.at(centre_nm) for material in MATERIALS], np.float32)
         paint, weather = self.ground.paint, self.weather
         seen = table[paint.first] * (1 - paint.share) + table[paint.second] * paint.share
+        # shadow falls on the ground, clouds lie over both
         seen *= paint.brightness * (1 - np.float32(SHADOW_DEPTH) * weather.shadow)
         cover = np.maximum(weather.cloud, weather.cirrus)
         seen += cover * (np.float32(CLOUD.at(centre_nm)) - seen)
@@ -57,6 +58,7 @@ class View:
 
     def measure(self, reflectance: Float, gsd_m: float, band: str) -> Float:
         """Return what a detector of a pixel size measures of a 10 m field: block means with sensor noise."""
+        # noise after averaging: each detector has its own, whatever its size
         seen = block_mean(reflectance, factor(gsd_m))
         random = generator(self.key, band, gsd_m).standard_normal(seen.shape, np.float32)
         return seen + np.float32(SENSOR_NOISE) * random
@@ -79,6 +81,7 @@ class View:
         cloud, shadow, cirrus = (
             block_mean(field, n) for field in (self.weather.cloud, self.weather.shadow, self.weather.cirrus)
         )
+        # the first rule that holds wins, as in the real classification's order of trust
         rules = {
             CLASS_NODATA: self.outside(gsd_m),
             CLASS_CLOUD_HIGH: cloud > DENSE,

@@ -39,14 +39,17 @@ def make_weather(size_px: int, key: str) -> Weather:
     high = _patches(points, "cirrus", CIRRUS_COVER, softness=0.1)
     return Weather(
         cloud=cloud,
+        # a cloud hides what shadow falls under it
         shadow=_shifted(cloud, *SHADOW_SHIFT_PX) * (1 - cloud),
         cirrus=CIRRUS_OPACITY * high * (cloud == 0),
+        # slanting, as the edge of an orbit crosses a tile
         outside=points.x < 0.02 * size_px + 0.03 * points.y,
     )
 
 
 def _patches(points: Points, name: str, cover: float, softness: float) -> Float:
     field = fractal(points, points.size_px / 5, name, octaves=5)
+    # a quantile, not a threshold: every seed gets the same cover
     edge = np.quantile(field, 1 - cover)
     return np.asarray(np.clip((field - edge) / softness, 0, 1), np.float32)
 
