@@ -37,7 +37,8 @@ from preprocessing.grids import Grid
 
 FORMAT_VERSION = 1
 FOLDER = "archive.zarr"
-MARKER = "COMPLETE.json"
+MARKER = "reflectance/COMPLETE.json"
+"""Inside an array's folder: beside the arrays Zarr would warn of a file that is none of its own."""
 CHUNK_PX = 256
 SHARD_PX = 2048
 _CELL_ARRAYS = ("cells", "index", "statistic")
@@ -186,7 +187,7 @@ def _link(path: Path, target: Path) -> None:
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MARKER)
+    return sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / MARKER)
 
 
 def _fingerprint(path: Path, sync: bool = False) -> list[Any]:

@@ -58,10 +58,10 @@ def _statistics(row: NDArray[np.int64]) -> BandStatistics:
     n = int(row.sum())
     if n == 0:
         return BandStatistics(n=0, mean=0.0, std=0.0, low=0.0, high=0.0)
-    values = np.arange(VALUES, dtype=np.int64) + NODATA
-    first = int((row * values).sum())
-    second = int((row * values**2).sum())
-    # whole numbers until the last division: a difference of large floats would lose the deviation
+    # Python's whole numbers until the last division: floats would lose the deviation, int64 would overflow
+    counts = [(int(place) + NODATA, int(row[place])) for place in np.flatnonzero(row)]
+    first = sum(value * times for value, times in counts)
+    second = sum(value * value * times for value, times in counts)
     variance = (second * n - first * first) / (n * n)
     return BandStatistics(
         n=n,
