@@ -30,6 +30,7 @@ from preprocessing.conventions import (
     axis_attributes,
     crs_attributes,
     group_attributes,
+    label_attributes,
     mask_attributes,
     reflectance_attributes,
 )
@@ -84,15 +85,16 @@ class SceneWriter:
         folder.parent.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self._header = header
-        self._group = zarr.create_group(folder, zarr_format=3, attributes=group_attributes(header.grid))
-        self._group.attrs["scene"] = _header_tree(header)
+        attributes = group_attributes(header.grid) | {"scene": _header_tree(header)}
+        self._group = zarr.create_group(folder, zarr_format=3, attributes=attributes)
+        self._arrays: dict[str, Any] = {}
 
     def start(self) -> None:
         """Lay out empty arrays and the coordinates."""
         header = self._header
         shape = (len(header.bands), *header.grid.shape_px)
-        self._image("reflectance", shape, np.int16, NODATA).attrs.update(reflectance_attributes(header.level))
-        self._image("mask", shape[1:], np.uint8, int(Flag.NODATA)).attrs.update(mask_attributes())
+        self._image("reflectance", shape, (np.int16, NODATA), reflectance_attributes(header.level))
+        self._image("mask", shape[1:], (np.uint8, int(Flag.NODATA)), mask_attributes())
         for name, centres in zip(("x", "y"), header.grid.centres(), strict=True):
             self._plain(name, centres, (name,), axis_attributes(name, header.grid.crs))
         self._names("band", header.bands)
@@ -109,20 +111,32 @@ class SceneWriter:
 
     def array(self, name: str) -> Any:
         """Return `reflectance` or `mask` for writing and reading back."""
-        return self._group[name]
+        if name not in self._arrays:
+            self._arrays[name] = self._group[name]
+        return self._arrays[name]
 
-    def _image(self, name: str, shape: tuple[int, ...], kind: type[np.generic], fill: int) -> Any:
+    def _image(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        kind: tuple[type[np.generic], int],
+        attributes: dict[str, Any],
+    ) -> None:
+        """Lay out a sharded raster of a type and its fill value."""
         lead, sides = shape[:-2], shape[-2:]
         shard = tuple(min(SHARD_PX, -(-side // CHUNK_PX) * CHUNK_PX) for side in sides)
-        return self._group.create_array(
+        self._arrays[name] = self._group.create_array(
             name,
             shape=shape,
-            dtype=kind,
+            dtype=kind[0],
+            # one band a shard: a scene is written band by band, and a shard must have one writer
             chunks=(1,) * len(lead) + (CHUNK_PX, CHUNK_PX),
             shards=(1,) * len(lead) + shard,
-            compressors=_codecs(np.dtype(kind).itemsize),
-            fill_value=fill,
+            compressors=_codecs(np.dtype(kind[0]).itemsize),
+            fill_value=kind[1],
             dimension_names=("band", "y", "x")[-len(shape) :],
+            attributes=attributes,
+            # a chunk that was never written would look like one that is lost
             config={"write_empty_chunks": True},
         )
 
@@ -154,7 +168,8 @@ class SceneWriter:
 
     def write_labels(self, codes: NDArray[np.uint8]) -> None:
         """Store class codes [y, x]."""
-        self._image("label", codes.shape, np.uint8, NO_LABEL)[...] = codes
+        self._image("label", codes.shape, (np.uint8, NO_LABEL), label_attributes())
+        self.array("label")[...] = codes
 
     def write_cells(self, cells: NDArray[np.float32]) -> None:
         """Store cell statistics [index, y / cell, x / cell, (n, mean, std)]."""

@@ -35,6 +35,11 @@ def mask_attributes() -> dict[str, Any]:
     }
 
 
+def label_attributes() -> dict[str, Any]:
+    """Return the attributes of the class numbers."""
+    return _ON_GRID | {"long_name": "class number"}
+
+
 def axis_attributes(axis: str, crs: CRS) -> dict[str, Any]:
     """Return the attributes of the coordinate `x` or `y`."""
     if crs.is_geographic:

@@ -20,7 +20,7 @@ from pipeline.sample import SCALE, Sample
 from preprocessing import archive, grids, quality, radiometry, resampling, spool, tiling
 from preprocessing.archive import SceneHeader, SceneWriter, StoredScene
 from preprocessing.grids import Grid
-from preprocessing.quality import Rejection
+from preprocessing.quality import Histogram, Rejection
 from preprocessing.scenes import Scene
 from preprocessing.settings import ShardConfig, digest
 from preprocessing.spool import Spool, SpoolWriter
@@ -182,10 +182,10 @@ def write_samples(job: SceneJob, stored: StoredScene) -> Spool:
     tiles, dropped = choose_tiles(job.config, mask, stored.header.grid)
     writer = SpoolWriter(job.folder, job.scene.id)
     histogram = quality.empty_histogram(len(job.config.bands))
-    for sample, tile in _samples(job, stored, tiles):
-        if tile.split == "train":
-            quality.count(histogram, sample.pixels, (sample.mask & int(job.config.unclear_bits)) == 0)
-        writer.add(sample, tile.split, job.config.codec)
+    for strip in _strips(job, stored, tiles):
+        strip.count(histogram)
+        for tile in strip.tiles:
+            writer.add(strip.sample(tile), tile.split, job.config.codec)
     header = stored.header
     result = Spool(
         scene=header.id,
@@ -222,28 +222,36 @@ def choose_tiles(
     return kept, dict(sorted(dropped.items()))
 
 
-def _samples(job: SceneJob, stored: StoredScene, tiles: list[Tile]) -> Iterator[tuple[Sample, Tile]]:
-    """Yield (sample, tile), reading the scene in strips of several rows of tiles."""
+def _strips(job: SceneJob, stored: StoredScene, tiles: list[Tile]) -> Iterator[_Strip]:
+    """Read a scene in strips of several rows of tiles: chunks span rows, and are decoded once a strip."""
     per_strip = max(STRIP_PX // job.config.step_px, 1) * job.config.step_px
     for _, group in itertools.groupby(tiles, key=lambda t: t.row_px // per_strip):
-        row_of_tiles = list(group)
-        strip = _Strip(
-            stored, job.config, row_of_tiles[0].row_px, row_of_tiles[-1].row_px + job.config.tile_px
-        )
-        for tile in row_of_tiles:
-            yield strip.sample(tile), tile
+        yield _Strip(stored, job.config, list(group))
 
 
 class _Strip:
-    """Some rows of a scene, in memory."""
+    """Some rows of a scene, in memory, with the tiles that lie in them."""
 
-    def __init__(self, stored: StoredScene, config: ShardConfig, top_px: int, end_px: int) -> None:
-        rows, cell = slice(top_px, end_px), config.cell_px
-        self._scene, self._config, self._top_px = stored.header, config, top_px
+    def __init__(self, stored: StoredScene, config: ShardConfig, tiles: list[Tile]) -> None:
+        top, end, cell = tiles[0].row_px, tiles[-1].row_px + config.tile_px, config.cell_px
+        rows = slice(top, end)
+        self.tiles = tiles
+        self._scene, self._config, self._top_px = stored.header, config, top
         self._pixels = stored.read("reflectance", slice(None), rows)
         self._mask = stored.read("mask", rows)
-        self._cells = stored.read("cells", slice(None), slice(top_px // cell, end_px // cell))
+        self._cells = stored.read("cells", slice(None), slice(top // cell, end // cell))
         self._labels = stored.read("label", rows) if stored.has_labels else None
+
+    def count(self, histogram: Histogram) -> None:
+        """Add the clear pixels of the training tiles to a histogram, as often as tiles hold them."""
+        times = np.zeros(self._mask.shape, np.int32)
+        for tile in self.tiles:
+            if tile.split == "train":
+                times[self._window(tile, 1)] += 1
+        times[(self._mask & int(self._config.unclear_bits)) != 0] = 0
+        # over the strip and not over tiles: every call costs all 65 536 values of a band
+        for at_least in range(1, int(times.max()) + 1):
+            quality.count(histogram, self._pixels, times >= at_least)
 
     def sample(self, tile: Tile) -> Sample:
         """Cut one tile out."""
