@@ -114,7 +114,7 @@ def prepare(config: RunConfig, world: World) -> bool:
     world.require_same("configuration", dump(config))
     world.require_same("code version", __version__)
     recorded = config.folder / "config.yaml"
-    if recorded.exists() and config.resume == "auto":
+    if any((config.folder / "checkpoints").glob("step-*")) and config.resume == "auto":
         _require_unchanged(parse_yaml(recorded.read_text(), str(recorded)), config)
     complete = (config.folder / COMPLETE).exists() and config.resume == "auto"
     world.barrier()  # all have looked before rank 0 writes

@@ -17,12 +17,17 @@ from pipeline.manifest import Manifest, Shard
 from pipeline.saliency import cell_statistics
 from pipeline.sample import NODATA, Flag, Sample, encode
 from pipeline.sensors import SENSORS
+from tests.training.processes import SMALL, Case, run_cases
 
 BANDS = ("B02", "B03", "B04", "B08", "B11", "B12")
 INDEX_NAMES = ("NDVI", "NDWI", "NDBI")
 TILE_PX, CELL_PX = 48, 8
 CLASSES = ("water", "field", "town")
-_SPECTRA = {0: (0.06, 0.05, 0.03, 0.02, 0.01, 0.01), 1: (0.03, 0.07, 0.05, 0.4, 0.2, 0.1), 2: (0.1, 0.12, 0.14, 0.2, 0.25, 0.22)}
+_SPECTRA = {
+    0: (0.06, 0.05, 0.03, 0.02, 0.01, 0.01),
+    1: (0.03, 0.07, 0.05, 0.4, 0.2, 0.1),
+    2: (0.1, 0.12, 0.14, 0.2, 0.25, 0.22),
+}
 
 
 def make_sample(number: int) -> Sample:
@@ -51,7 +56,9 @@ def _cells(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
 def write_shards(folder: Path, splits: dict[str, range], per_shard: int = 16) -> Path:
     """Write a shard set with the numbered samples of each split; returns its folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    written = {name: tuple(_write_split(folder, name, numbers, per_shard)) for name, numbers in splits.items()}
+    written = {
+        name: tuple(_write_split(folder, name, numbers, per_shard)) for name, numbers in splits.items()
+    }
     first = np.stack([make_sample(i).pixels for i in range(8)]).astype(np.float64) * 1e-4
     statistics = tuple(_statistics(first[:, i]) for i in range(len(BANDS)))
     manifest = Manifest(
@@ -102,7 +109,9 @@ def _statistics(values: np.ndarray) -> BandStatistics:
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A shard set of 40 training and 12 validation samples, 6 bands, 48 px, three classes."""
-    return write_shards(tmp_path_factory.mktemp("shards") / "made", {"train": range(40), "val": range(40, 52)})
+    return write_shards(
+        tmp_path_factory.mktemp("shards") / "made", {"train": range(40), "val": range(40, 52)}
+    )
 
 
 @pytest.fixture
@@ -113,3 +122,27 @@ def make_shards(tmp_path: Path) -> Callable[..., Path]:
         return write_shards(tmp_path / name, splits)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def trained(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An output folder of finished single-process runs."""
+    output = tmp_path_factory.mktemp("trained")
+    common = [f"output={output}", f"data.shards={shards}"]
+    cases: list[Case] = [("pretrain", [*common, *SMALL, "name=whole"])]
+    for stage in (0, 1, 2, 3):
+        words = [*common, *SMALL, f"name=stage{stage}", f"engine.zero_stage={stage}", "panel_images=0"]
+        cases += [("pretrain", [*words, "stop_at=10"]), ("pretrain", words)]
+    cases.append(("pretrain", [*common, *SMALL, "name=accumulated", "batch.micro=2", "data.workers=1"]))
+    tune = [
+        *common,
+        "batch.size=8",
+        "optimiser.base_lr=0.03",
+        "optimiser.warmup_epochs=1",
+        "epochs=4",
+        f"init={output}/whole",
+    ]
+    cases += [("finetune", [*tune, f"name={mode}", f"mode={mode}"]) for mode in ("linear_probe", "full")]
+    outcomes = run_cases(output, cases)
+    assert outcomes == [True, *[False, True] * 4, True, True, True]
+    return output

@@ -1,0 +1,91 @@
+"""Checkpoints are whole or passed over, and the reader says why."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import ContractError, CorruptDataError, MissingInputError
+from training.checkpoint import Store, find, read_state, read_weights, verify
+from training.world import World
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    """A copy of a finished run with checkpoints at steps 10 and 20, which a test may damage."""
+    return Path(shutil.copytree(trained / "whole", tmp_path / "whole"))
+
+
+def newest(run: Path) -> str | None:
+    found = Store(run, World()).newest()
+    return found.name if found else None
+
+
+def test_the_last_two_checkpoints_are_kept_whole(run: Path) -> None:
+    folders = sorted(p.name for p in (run / "checkpoints").glob("step-*"))
+    assert folders == ["step-00000010", "step-00000020"]
+    assert [list(verify(run / "checkpoints" / name)) for name in folders] == [[], []]
+    assert (run / "checkpoints" / "latest").read_text() == newest(run) == "step-00000020"
+
+
+@pytest.mark.parametrize("damage", ["half", "last 10 bytes", "empty", "flip", "gone"])
+@pytest.mark.parametrize("name", ["weights.safetensors", "state.json"])
+def test_t06_a_damaged_checkpoint_is_passed_over(
+    run: Path, name: str, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = run / "checkpoints" / "step-00000020" / name
+    data = bytearray(path.read_bytes())
+    kept = {"half": len(data) // 2, "last 10 bytes": len(data) - 10, "empty": 0}.get(damage, len(data))
+    data[len(data) // 2] ^= damage == "flip"
+    path.write_bytes(data[:kept])
+    if damage == "gone":
+        path.unlink()
+    with caplog.at_level(logging.WARNING):
+        assert newest(run) == "step-00000010"
+    assert name in caplog.text
+
+
+@pytest.mark.parametrize("content", ["", "garbage\0", "step-99999999"])
+def test_t05_the_pointer_is_not_believed(run: Path, content: str) -> None:
+    (run / "checkpoints" / "latest").write_text(content)
+    assert newest(run) == "step-00000020"
+
+
+def test_t02_a_checkpoint_being_written_is_ignored(run: Path) -> None:
+    shutil.copytree(run / "checkpoints" / "step-00000020", run / "checkpoints" / ".step-00000030.partial")
+    assert newest(run) == "step-00000020"
+
+
+def test_nothing_whole_is_an_error_not_a_fresh_start(run: Path) -> None:
+    for folder in (run / "checkpoints").glob("step-*"):
+        (folder / "MANIFEST.json").unlink()
+    with pytest.raises(CorruptDataError, match="move the folder away to start anew"):
+        newest(run)
+
+
+def test_no_checkpoint_at_all_is_a_fresh_start(tmp_path: Path) -> None:
+    assert newest(tmp_path) is None
+    with pytest.raises(MissingInputError, match="no checkpoint in"):
+        find(tmp_path)
+
+
+def test_a_newer_format_is_refused(run: Path) -> None:
+    path = run / "checkpoints" / "step-00000020" / "state.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 99}))
+    with pytest.raises(ContractError, match="format 99"):
+        read_state(path.parent)
+
+
+def test_weights_travel_with_what_they_expect(run: Path) -> None:
+    folder = find(run)
+    state = read_state(folder)
+    assert (state.kind, state.step, state.data.image_px) == ("pretrain", 20, 48)
+    assert state.data.bands == ("B02", "B03", "B04", "B08", "B11", "B12")
+    assert len(state.data.statistics) == 6
+    weights = read_weights(folder, "encoder.")
+    assert weights["positions.spatial"].shape == (36, 96)
+    assert not any(name.startswith("decoder") for name in weights)

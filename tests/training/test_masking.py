@@ -1,0 +1,132 @@
+"""Masks: exact counts, uniform at lambda 0, guided above it, and a pure function of their key."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pipeline.errors import ConfigError, UnknownNameError
+from training import masking
+from training.masking import MASKINGS, Draw, MaskingConfig
+
+TOKENS, GROUPS, PLACES = 576, 4, 144
+IDS = np.arange(200, dtype=np.uint64)
+
+
+def draw(strength: float = 0.0, images: int = 64, **config: object) -> Draw:
+    noise = masking.token_noise(7, IDS[:images], 0, TOKENS)
+    saliency = np.random.default_rng(1).random((images, PLACES))
+    return Draw(noise, saliency, GROUPS, strength, MaskingConfig.model_validate(config))
+
+
+def everything_valid(images: int = 64) -> np.ndarray:
+    return np.ones((images, PLACES), bool)
+
+
+@pytest.mark.parametrize(("tokens", "shown"), [(576, 58), (1024, 102), (1000, 100), (144, 14), (7, 1)])
+def test_counts_at_90_percent(tokens: int, shown: int) -> None:
+    assert masking.counts(tokens, 0.9) == (shown, tokens - shown)
+
+
+@pytest.mark.parametrize("ratio", [0.25, 0.5, 0.75, 0.9])
+@pytest.mark.parametrize("strategy", sorted(MASKINGS))
+def test_every_strategy_splits_all_tokens_into_exact_numbers(strategy: str, ratio: float) -> None:
+    given = draw(0.3, strategy=strategy, ratio=ratio if strategy != "spectral" else min(ratio, 0.75))
+    choice = masking.choose(given, everything_valid())
+    assert choice.shown_BK.shape[1] == masking.check(given.config, TOKENS, GROUPS)
+    together = np.sort(np.concatenate([choice.shown_BK, choice.hidden_BM], axis=1))
+    assert (together == np.arange(TOKENS)).all()
+    assert choice.counted_BM.all()
+
+
+def test_tube_hides_whole_columns_and_spectral_whole_groups() -> None:
+    tube = masking.choose(draw(strategy="tube", ratio=0.75), everything_valid()).shown_BK[0]
+    assert all(np.isin(tube % PLACES + t * PLACES, tube).all() for t in range(GROUPS))
+    spectral = masking.choose(draw(strategy="spectral", ratio=0.5), everything_valid()).shown_BK[0]
+    assert np.isin(np.bincount(spectral // PLACES, minlength=GROUPS), (0, PLACES)).all()
+
+
+def test_a_ratio_that_a_strategy_cannot_reach_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match=r"nearest is 0\.75"):
+        masking.check(MaskingConfig(strategy="spectral", ratio=0.9), TOKENS, GROUPS)
+
+
+def test_an_unknown_strategy_is_corrected() -> None:
+    with pytest.raises(UnknownNameError, match="Did you mean `saliency`"):
+        masking.check(MaskingConfig(strategy="salency"), TOKENS, GROUPS)
+
+
+def test_without_guidance_saliency_is_random_masking() -> None:
+    guided = masking.choose(draw(0.0, strategy="saliency"), everything_valid())
+    plain = masking.choose(draw(0.0, strategy="random"), everything_valid())
+    swapped = masking.choose(draw(0.0, strategy="saliency", draw="shown"), everything_valid())
+    assert (np.sort(-guided.hidden_BM) == np.sort(-swapped.hidden_BM)).mean() < 1  # another draw, same law
+    assert guided.shown_BK.shape == plain.shown_BK.shape
+    for choice in (guided, plain, swapped):
+        assert_uniform(choice.shown_BK)
+
+
+def assert_uniform(shown: np.ndarray) -> None:
+    """Chi-square over 16 bins of tokens, against its 0.1 % point (37.7 at 15 degrees of freedom)."""
+    counted = np.bincount(shown.ravel() * 16 // TOKENS, minlength=16)
+    expected = shown.size / 16
+    assert ((counted - expected) ** 2 / expected).sum() < 37.7
+
+
+@pytest.mark.parametrize(
+    ("draw_of", "strength", "share"),
+    [
+        ("hidden", 0.1, 0.18),
+        ("hidden", 0.25, 0.10),
+        ("hidden", 0.5, 0.02),
+        ("shown", 0.25, 0.18),
+        ("shown", 1.0, 0.05),
+    ],
+)
+def test_guidance_moves_the_top_quartile_out_of_the_shown(
+    draw_of: str, strength: float, share: float
+) -> None:
+    observed = masking.choose(draw(strength, strategy="saliency", draw=draw_of), everything_valid()).observed
+    assert observed["mask_top_quartile_shown"] == pytest.approx(share, abs=0.02)
+    assert observed["mask_lambda"] == strength
+
+
+def test_keep_salient_shows_what_mask_salient_hides() -> None:
+    kept = masking.choose(draw(1.0, strategy="saliency", policy="keep_salient"), everything_valid()).observed
+    assert kept["mask_saliency_shown"] > kept["mask_saliency_hidden"] + 0.1
+
+
+def test_invalid_cubes_are_hidden_first_and_carry_no_loss() -> None:
+    valid = everything_valid()
+    valid[:, :100] = False
+    choice = masking.choose(draw(strategy="random"), valid)
+    assert (choice.shown_BK % PLACES >= 100).all()
+    assert (choice.counted_BM == (choice.hidden_BM % PLACES >= 100)).all()
+
+
+def test_a_mask_does_not_depend_on_the_rest_of_the_batch() -> None:
+    whole = masking.choose(draw(0.25, strategy="saliency"), everything_valid())
+    alone = masking.Draw(
+        masking.token_noise(7, IDS[5:6], 0, TOKENS),
+        draw().saliency_BS[5:6],
+        GROUPS,
+        0.25,
+        MaskingConfig(strategy="saliency"),
+    )
+    assert (masking.choose(alone, everything_valid(1)).shown_BK[0] == whole.shown_BK[5]).all()
+
+
+@pytest.mark.parametrize("other", [(8, 0), (7, 1)])
+def test_noise_changes_with_seed_and_epoch(other: tuple[int, int]) -> None:
+    here, there = masking.token_noise(7, IDS, 0, 64), masking.token_noise(other[0], IDS, other[1], 64)
+    assert (here != there).mean() > 0.99
+    assert 0 < here.min() < here.max() < 1
+
+
+@pytest.mark.parametrize("curriculum", ["linear", "cosine", "step"])
+def test_the_curriculum_rises_from_zero_after_warmup_to_full_at_80_percent(curriculum: str) -> None:
+    config = MaskingConfig(strategy="saliency", curriculum=curriculum, lambda_max=0.25)
+    at = [masking.strength(config, step, warmup_steps=10, total_steps=100) for step in range(100)]
+    assert at[:11] == [0.0] * 11
+    assert at[80:] == [0.25] * 20
+    assert at == sorted(at)

@@ -1,0 +1,163 @@
+"""Pretraining as processes: exact resume on every ZeRO stage, the same losses on more ranks, clear refusals."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.training.processes import ROOT, SMALL, finish, run_cases, start
+from training import journal
+
+
+def losses(run: Path) -> list[float]:
+    lines = journal.read(run)
+    assert [line.step for line in lines] == list(range(1, len(lines) + 1))
+    return [line.metrics["loss"] for line in lines]
+
+
+def test_the_loss_falls_and_everything_observed_is_logged(trained: Path) -> None:
+    found = losses(trained / "whole")
+    assert len(found) == 20
+    assert sum(found[-5:]) < 0.5 * sum(found[:5])
+    last = journal.read(trained / "whole")[-1].metrics
+    assert last["mask_lambda"] == 0.5
+    assert {"grad_norm", "lr", "samples_per_s", "data_wait_share", "mask_top_quartile_shown"} <= set(last)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_20_steps_are_10_and_an_interruption_and_10_bit_for_bit(trained: Path, stage: int) -> None:
+    lives = [
+        json.loads(x).get("resumed_at")
+        for x in (trained / f"stage{stage}" / journal.NAME).read_text().splitlines()
+    ]
+    assert [at for at in lives if at is not None] == [0, 10]
+    whole, resumed = losses(trained / "whole"), losses(trained / f"stage{stage}")
+    assert resumed[:1] == whole[:1]
+    assert resumed == whole if stage == 1 else resumed == pytest.approx(whole, rel=1e-6)
+
+
+def test_micro_batches_and_loader_processes_do_not_change_the_loss(trained: Path) -> None:
+    assert losses(trained / "accumulated") == pytest.approx(losses(trained / "whole"), rel=1e-6)
+
+
+@pytest.fixture(scope="module")
+def two_ranks(
+    shards: Path, tmp_path_factory: pytest.TempPathFactory, trained: Path
+) -> tuple[Path, list[object]]:
+    """Runs of two processes, started by plain environment variables as srun gives them."""
+    output = tmp_path_factory.mktemp("two")
+    words = [f"output={output}", f"data.shards={shards}", *SMALL, "panel_images=0"]
+    stage3 = [*words, "name=stage3", "engine.zero_stage=3"]
+    cases = [
+        ("pretrain", [*words, "name=both"]),
+        ("pretrain", [*stage3, "stop_at=10"]),
+        ("pretrain", stage3),
+        ("pretrain", [*words[1:], f"output={trained}", "name=stage1", "resume=changed"]),
+    ]
+    return output, run_cases(output, cases, ranks=2)
+
+
+def test_two_processes_see_what_one_sees(two_ranks: tuple[Path, list[object]], trained: Path) -> None:
+    output, outcomes = two_ranks
+    assert outcomes[:3] == [True, False, True]
+    for name in ("both", "stage3"):
+        found, whole = losses(output / name), losses(trained / "whole")
+        assert found[0] == pytest.approx(whole[0], rel=1e-6)
+        assert found == pytest.approx(whole, rel=1e-5)
+
+
+def test_another_number_of_ranks_is_refused_by_name(two_ranks: tuple[Path, list[object]]) -> None:
+    assert "was written by 1 ranks, not 2; start 1 ranks" in str(two_ranks[1][3])
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+def test_t03_a_signal_saves_and_exits_85_and_the_same_command_goes_on(
+    shards: Path, tmp_path: Path, number: signal.Signals, trained: Path
+) -> None:
+    process = start(shards, tmp_path, "name=stopped", "save_every_steps=1000", "data.workers=1")
+    recorded = tmp_path / "stopped" / journal.NAME
+    while process.poll() is None and len(recorded.read_text().splitlines() if recorded.exists() else []) < 4:
+        time.sleep(0.02)
+    os.kill(process.pid, number)
+    finish(process, 85)
+    assert (tmp_path / "stopped" / "INTERRUPTED").exists()
+    out, _ = finish(start(shards, tmp_path, "name=stopped", "save_every_steps=1000"))
+    assert "going on from" in out
+    assert losses(tmp_path / "stopped") == losses(trained / "whole")
+    assert not (tmp_path / "stopped" / "INTERRUPTED").exists()
+
+
+def test_t01_a_killed_run_goes_on_from_its_newest_checkpoint(
+    shards: Path, tmp_path: Path, trained: Path
+) -> None:
+    process = start(shards, tmp_path, "name=killed", "save_every_steps=3")
+    while process.poll() is None and not (tmp_path / "killed" / "checkpoints" / "step-00000006").exists():
+        time.sleep(0.02)
+    process.kill()
+    process.communicate(timeout=60)
+    finish(start(shards, tmp_path, "name=killed", "save_every_steps=3"))
+    assert losses(tmp_path / "killed") == losses(trained / "whole")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["masking.strategy=salency"], "Did you mean `saliency`"),
+        (["modell.size=tiny"], "unknown key `modell`. Did you mean `model`"),
+        (["data.shards=/nowhere"], "no shard set at /nowhere"),
+        (["batch.size=7", "batch.micro=2"], "batch.size 7 is no multiple"),
+        (["model.bands_per_cube=4"], "model.bands_per_cube to one of [1, 2, 3, 6]"),
+        (["engine.zero_stage=0", "engine.precision=bf16"], "set engine.zero_stage=1"),
+        (["name=whole", "optimiser.base_lr=0.5"], "optimiser.base_lr: 0.03 -> 0.5"),
+    ],
+)
+def test_what_cannot_run_is_one_clear_line(shards: Path, trained: Path, words: list[str], says: str) -> None:
+    _, err = finish(start(shards, trained, "name=refused", *words), 2)
+    assert says in err
+    assert "Traceback" not in err
+    assert err.count("error:") == 1
+
+
+def test_an_occupied_port_is_one_clear_line(shards: Path, tmp_path: Path) -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = str(holder.getsockname()[1])
+        five = {
+            "RANK": "0",
+            "WORLD_SIZE": "1",
+            "LOCAL_RANK": "0",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+        }
+        _, err = finish(start(shards, tmp_path, "name=port", **five), 2)
+    assert f"127.0.0.1:{port}" in err
+    assert "Choose another MASTER_PORT" in err
+    assert "Traceback" not in err
+
+
+def test_a_finished_run_says_so_and_the_folder_is_told_without_training(shards: Path, trained: Path) -> None:
+    out, _ = finish(start(shards, trained, "name=whole", "--run-folder"))
+    assert out.strip() == str(trained / "whole")
+
+
+def test_help_shows_examples(run_help: Callable[[str], str]) -> None:
+    assert "sbatch slurm/pretrain.sh" in run_help("training/pretrain.py")
+
+
+@pytest.fixture
+def run_help() -> Callable[[str], str]:
+    return lambda entry: (
+        subprocess.run(
+            [sys.executable, entry, "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout
+    )
