@@ -18,7 +18,7 @@ run() {
     echo
     say "step $step of $STEPS, $(minutes) gone: $what"
     say "  ${*/#$PYTHON/python}"
-    "$@" || die "stopped in step $step ($what), see above; make demo goes on from there" $?
+    "$@" || die "stopped in step $step ($what), see above; make demo goes on from there, make clean starts over" $?
 }
 
 pretrain() { run "pretrain with $1 masking" bash slurm/pretrain.sh configs/pretrain/demo.yaml "name=$1" "masking.strategy=$1"; }

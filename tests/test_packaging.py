@@ -50,7 +50,8 @@ def tree(folder: Path, **modules: str) -> Path:
 
 
 def lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
-    command = [str(Path(sys.executable).with_name("lint-imports")), "--config", "setup.cfg", "--no-cache"]
+    run = "from importlinter.cli import lint_imports_command as lint; lint()"
+    command = [sys.executable, "-c", run, "--config", "setup.cfg", "--no-cache"]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
 
 
