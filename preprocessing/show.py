@@ -5,6 +5,7 @@ python preprocessing/show.py SHARDS [--split train] [--count 24] [--picture FILE
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import sys
 import warnings
@@ -22,18 +23,13 @@ from rasterio.errors import NotGeoreferencedWarning
 from pipeline import console, sample
 from pipeline import manifest as manifests
 from pipeline.contract import normalisation
-from pipeline.errors import EXIT_DONE, MissingInputError
+from pipeline.errors import EXIT_DONE
 from pipeline.manifest import Manifest
 from pipeline.saliency import saliency
 from pipeline.sample import Sample
 from pipeline.sensors import sensor
 from preprocessing import packing
 
-COMMAND = console.Command(
-    "Show what a shard set holds.",
-    "",
-    "  python preprocessing/show.py demo/shards/sentinel2 --count 24",
-)
 COLUMNS = 6
 GAP_PX = 4
 GAMMA = 0.7
@@ -43,14 +39,16 @@ Picture = NDArray[np.uint8]
 
 def main(argv: Sequence[str]) -> int:
     """Run the entry; returns the exit code."""
-    parser = COMMAND.parser()
+    parser = argparse.ArgumentParser(
+        description="Show what a shard set holds.",
+        epilog="example: python preprocessing/show.py demo/shards/sentinel2 --count 24",
+    )
+    parser.add_argument("shards", type=Path, help="folder of a shard set")
     parser.add_argument("--split", default="train", help="split to take tiles from (default: train)")
     parser.add_argument("--count", type=int, default=24, help="number of tiles (default: 24)")
     parser.add_argument("--picture", type=Path, help="PNG to write (default: contact-SPLIT.png in the set)")
     arguments = parser.parse_args(argv)
-    if len(arguments.words) != 1:
-        raise MissingInputError("give the folder of one shard set: python preprocessing/show.py SHARDS")
-    folder = Path(arguments.words[0]).expanduser()
+    folder = arguments.shards.expanduser()
     made = manifests.read(folder)
     console.say(describe(made))
     picture = arguments.picture or folder / f"contact-{arguments.split}.png"

@@ -5,6 +5,7 @@ python preprocessing/verify.py SHARDS
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,24 +16,20 @@ if not __package__:  # run by path: `python preprocessing/verify.py`
 from pipeline import console, sample
 from pipeline import manifest as manifests
 from pipeline.contract import DataContract
-from pipeline.errors import EXIT_DONE, EXIT_FAILURE, CorruptDataError, MissingInputError
+from pipeline.errors import EXIT_DONE, EXIT_FAILURE, CorruptDataError
 from pipeline.manifest import Manifest, Shard
 from pipeline.sample import Sample
 from preprocessing import archive, packing
 
-COMMAND = console.Command(
-    "Check every shard of a set, every sample in it, and the archive beside it.",
-    "",
-    "  python preprocessing/verify.py demo/shards/sentinel2",
-)
-
 
 def main(argv: Sequence[str]) -> int:
     """Run the entry; returns 1 where anything is wrong."""
-    words = COMMAND.parser().parse_args(argv).words
-    if len(words) != 1:
-        raise MissingInputError("give the folder of one shard set: python preprocessing/verify.py SHARDS")
-    folder = Path(words[0]).expanduser()
+    parser = argparse.ArgumentParser(
+        description="Check every shard of a set, every sample in it, and the archive beside it.",
+        epilog="example: python preprocessing/verify.py demo/shards/sentinel2",
+    )
+    parser.add_argument("shards", type=Path, help="folder of a shard set, or its manifest.json")
+    folder = parser.parse_args(argv).shards.expanduser()
     made = manifests.read(folder)
     folder = folder if folder.is_dir() else folder.parent
     found = [*shard_problems(folder, made), *archive_problems(folder, made)]
