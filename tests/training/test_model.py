@@ -104,7 +104,7 @@ def test_loss_agrees_with_a_reference_in_loops() -> None:
 
 
 def test_hidden_pixels_never_reach_the_encoder() -> None:
-    model, (image, shown, hidden, counted) = made(), inputs()
+    model, (image, shown, hidden, _) = made(), inputs()
     changed = to_cubes(image, LAYOUT).clone()
     changed.scatter_(1, hidden.unsqueeze(-1).expand(-1, -1, LAYOUT.voxels), 0.123)
     first = model.encoder(to_cubes(image, LAYOUT), shown)

@@ -1,0 +1,108 @@
+"""Fine-tuning: what is trained, what is scored, what fits."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.errors import ContractError
+from tests.training.processes import ROOT, run_cases
+from training import checkpoint, journal
+from training.tasks import TASKS
+from training.tasks.classification import Classification
+
+
+def test_the_probe_leaves_the_encoder_alone_and_full_tuning_does_not(trained: Path) -> None:
+    before = checkpoint.read_weights(checkpoint.find(trained / "whole"), "encoder.")
+    probe, full = (checkpoint.read_weights(checkpoint.find(trained / m), "encoder.") for m in ("linear_probe", "full"))
+    assert all(torch.equal(before[name], probe[name]) for name in before)
+    assert not torch.equal(before["blocks.0.attention.qkv.weight"], full["blocks.0.attention.qkv.weight"])
+
+
+@pytest.mark.parametrize("mode", ["linear_probe", "full"])
+def test_the_whole_validation_split_is_scored_at_the_end(trained: Path, mode: str) -> None:
+    last = journal.read(trained / mode)[-1].metrics
+    assert {"val_accuracy", "val_balanced_accuracy", "val_macro_f1"} <= set(last)
+    assert (last["val_accuracy"] * 12) % 1 == pytest.approx(0, abs=1e-9)  # 12 validation samples, each once
+
+
+def test_full_tuning_learns_the_classes(trained: Path) -> None:
+    assert journal.read(trained / "full")[-1].metrics["val_accuracy"] > 0.6
+
+
+def test_what_does_not_fit_is_refused_with_the_difference(shards: Path, trained: Path, tmp_path: Path) -> None:
+    tree = json.loads((shards / "manifest.json").read_text())
+    other = tmp_path / "other"
+    other.mkdir()
+    for split in ("train", "val"):
+        (other / split).symlink_to(shards / split)
+    tree["contract"] |= {"level": "L1C"}
+    (other / "manifest.json").write_text(json.dumps(tree))
+    tree["contract"] |= {"level": "L2A", "classes": []}
+    unlabelled = tmp_path / "unlabelled"
+    unlabelled.mkdir()
+    for split in ("train", "val"):
+        (unlabelled / split).symlink_to(shards / split)
+    (unlabelled / "manifest.json").write_text(json.dumps(tree))
+    common = [f"output={tmp_path}", "batch.size=8", "epochs=1", "name=refused"]
+    whole = f"init={trained}/whole"
+    outcomes = run_cases(
+        tmp_path,
+        [
+            ("finetune", [*common, f"data.shards={other}", whole]),
+            ("finetune", [*common, f"data.shards={shards}", whole, "data.bands=[B02,B03,B04]"]),
+            ("finetune", [*common, f"data.shards={unlabelled}", whole]),
+            ("finetune", [*common, f"data.shards={shards}", f"init={tmp_path}/nowhere"]),
+            ("finetune", [*common, f"data.shards={shards}", whole, "task=clasification"]),
+        ],
+    )
+    says = ["level: 'L2A' -> 'L1C'", "data.bands", "has no class labels", "no checkpoint in", "Did you mean `classification`"]
+    assert [expected in str(found) for expected, found in zip(says, outcomes, strict=True)] == [True] * 5, outcomes
+
+
+@pytest.mark.parametrize("name", sorted(TASKS))
+def test_every_task_keeps_the_contract(shards: Path, name: str) -> None:
+    from pipeline import manifest
+
+    task = TASKS[name](manifest.read(shards).contract)
+    predicted = task.head(16)(torch.randn(5, 9, 16))
+    labels = torch.tensor([0, 1, 2, 0, 1])
+    assert task.loss_sum(predicted, labels).ndim == 0
+    both = task.tally(predicted, labels) + task.tally(predicted[:2], labels[:2])
+    assert all(np.isfinite(v) for v in task.scores(both).values())
+    assert task.report(both)
+
+
+def test_an_unlabelled_set_is_no_classification_set(shards: Path) -> None:
+    from pipeline import manifest
+
+    contract = manifest.read(shards).contract.model_copy(update={"classes": ()})
+    with pytest.raises(ContractError, match=r"labels\.classes"):
+        Classification(contract)
+
+
+def test_compare_shows_what_differs_and_draws_the_curves(trained: Path) -> None:
+    command = [sys.executable, "training/compare.py", "--output", str(trained)]
+    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    rows = {line.split()[0]: line.split()[1:] for line in told.splitlines() if line.strip()}
+    assert rows["mode"] == ["linear_probe", "full"]
+    assert "engine.zero_stage" in rows
+    assert "masking.ratio" not in rows  # the same in all
+    loss = journal.read(trained / "whole")[-1].metrics["loss"]
+    assert f"{loss:.4f}" in rows["whole"]
+    picture = trained / "compare-loss.png"
+    assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert "mlflow" in told
+
+
+def test_compare_says_what_is_missing(tmp_path: Path) -> None:
+    command = [sys.executable, "training/compare.py", "--output", str(tmp_path)]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr.count("\n")) == (2, 1)
+    assert "no MLflow database" in ended.stderr
