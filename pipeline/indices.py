@@ -1,4 +1,4 @@
-"""The table of spectral indices, written in band roles on reflectance (METHOD 4).
+"""The table of spectral indices, written in band roles on reflectance.
 
 Adding an index is one entry in `INDICES`. Indices are always computed on reflectance, before any statistical
 normalisation: a shifted band makes a ratio meaningless.

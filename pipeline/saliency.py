@@ -1,4 +1,4 @@
-"""Cell statistics of indices, and the saliency that guides masking (METHOD 4 and 5).
+"""Cell statistics of indices, and the saliency that guides masking.
 
 Statistics are stored per cell of the patch grid as `(n, mean, std)` and never as a finished saliency, so that
 flips, quarter turns and crops on the cell grid commute with them exactly.

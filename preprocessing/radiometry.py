@@ -1,4 +1,4 @@
-"""Digital numbers to reflectance x 10 000 (int16) on one grid, and the mask of flags (METHOD 5).
+"""Digital numbers to reflectance x 10 000 (int16) on one grid, and the mask of flags.
 
 `DN * scale + offset` with the numbers the reader found in the product. Nodata is tested on the DN, before the
 offset; the arithmetic never happens in the unsigned type. Every file is read whole and once: JP2 blocks are

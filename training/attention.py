@@ -79,7 +79,7 @@ def stack(width: int, depth: int, heads: int, attention: str) -> nn.ModuleList:
 
 
 def initialise(module: nn.Module) -> None:
-    """Initialise Linear layers xavier-uniform with zero bias (METHOD 2); for `Module.apply`."""
+    """Initialise Linear layers xavier-uniform with zero bias, as S2MAE does; for `Module.apply`."""
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:

@@ -1,4 +1,4 @@
-"""S2MAE: a 3-D masked autoencoder on spectral cubes, written from METHOD 2 and 3.
+"""S2MAE: a 3-D masked autoencoder on spectral cubes, written from the published description (CVPR 2024).
 
 Shape letters: B batch, C bands, H W pixels, T spectral groups, S places, N = T * S tokens, K shown, M hidden,
 D width, P voxels of a cube.
@@ -170,7 +170,7 @@ class SpatialSpectralMAE(nn.Module):
 
 
 def targets(cubes_BMP: Tensor, config: ModelConfig, layout: Layout) -> Tensor:
-    """Return what the decoder should predict for cubes [B, M, P] on the input's scale (METHOD 3)."""
+    """Return what the decoder should predict for cubes [B, M, P] on the input's scale."""
     if config.target in ("none", "unit"):
         return cubes_BMP if config.target == "none" else cubes_BMP.clamp(0, 1)
     if config.target == "signed":

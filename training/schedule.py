@@ -1,4 +1,4 @@
-"""Learning rate as a pure function of the step, and which parameters it and the decay apply to (METHOD 6)."""
+"""Learning rate as a pure function of the step, and which parameters it and the decay apply to."""
 
 from __future__ import annotations
 

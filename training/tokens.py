@@ -1,4 +1,4 @@
-"""Images to spectral cubes and back: the token layout of S2MAE (METHOD 2).
+"""Images to spectral cubes and back: the token layout of S2MAE.
 
 A cube is `bands_per_cube` consecutive bands over one patch; the token index is spectral-major, `t * S + s`.
 Shape letters: B batch, C bands, H W pixels, T spectral groups, S places, N = T * S tokens, K chosen tokens,

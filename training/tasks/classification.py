@@ -1,4 +1,4 @@
-"""Scene classification: one class a tile, accuracy over the whole split (METHOD 6)."""
+"""Scene classification: one class a tile, accuracy over the whole split."""
 
 from __future__ import annotations
 
