@@ -95,12 +95,15 @@ def decode(key: str, members: dict[str, bytes], where: str) -> Sample:
     Raises `CorruptDataError` naming shard, key and member for anything missing, truncated or misshapen.
     """
     arrays = {name: _array(members, f"{name}.npy.blosc", key, where) for name in ("pixels", "mask", "cells")}
-    sample = Sample(
-        key,
-        **arrays,
-        info=json.loads(_member(members, "json", key, where)),
-        label=int(members["label.cls"]) if "label.cls" in members else None,
-    )
+    text = _member(members, "json", key, where)
+    try:
+        info = json.loads(text)
+        label = int(members["label.cls"]) if "label.cls" in members else None
+    except ValueError as error:
+        raise CorruptDataError(
+            f"{where}: json or label of {key} cannot be read ({error}). Make this shard again."
+        ) from error
+    sample = Sample(key, **arrays, info=info, label=label)
     _check_shapes(sample, where)
     return sample
 

@@ -25,7 +25,9 @@ def write(store, grid=UTM, name="scene", indices=("NDVI",)):
     archive.create(store)
     pixels = np.random.default_rng(0).integers(-200, 9000, (2, *grid.shape_px)).astype(np.int16)
     pixels[:, 256:, 256:] = NODATA  # whole chunks
-    header = SceneHeader(name, "sentinel2", "L2A", "r", "2020-01-01", ("B04", "B8A"), indices, grid, ("a note",))
+    header = SceneHeader(
+        name, "sentinel2", "L2A", "r", "2020-01-01", ("B04", "B8A"), indices, grid, ("a note",)
+    )
     writer = SceneWriter(store.parent / "work", header)
     writer.start()
     for number, band in enumerate(pixels):
@@ -68,7 +70,14 @@ def test_attributes_follow_cf_and_geozarr(stored):
     assert group.attrs["spatial:transform"] == [10, 0, 600_000, 0, -10, 5_400_000]
     assert group.attrs["spatial:bbox"] == [600_000, 5_394_800, 603_000, 5_400_000]
     assert group["mask"].attrs["flag_meanings"] == "nodata saturated cloud shadow cirrus snow"
-    assert group["spatial_ref"].attrs["GeoTransform"].split() == ["600000.0", "10.0", "0.0", "5400000.0", "0.0", "-10.0"]
+    assert group["spatial_ref"].attrs["GeoTransform"].split() == [
+        "600000.0",
+        "10.0",
+        "0.0",
+        "5400000.0",
+        "0.0",
+        "-10.0",
+    ]
 
 
 def test_chunks_are_checked_by_crc_after_the_compressor_and_sharded(stored):
@@ -163,7 +172,9 @@ def test_p19_new_cells_take_over_the_pixels_without_touching_them(stored):
     folder, pixels = stored
     before = shard_file(folder).stat().st_ino
     header = StoredScene(folder).header
-    writer = SceneWriter(folder.parent.parent / "again", SceneHeader(**header.__dict__ | {"indices": ("NDWI", "NDBI")}))
+    writer = SceneWriter(
+        folder.parent.parent / "again", SceneHeader(**header.__dict__ | {"indices": ("NDWI", "NDBI")})
+    )
     writer.take_over(folder)
     writer.write_cells(np.zeros((2, 65, 37, 3), np.float32))
     writer.finish(folder.parent, DIGESTS)

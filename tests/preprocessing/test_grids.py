@@ -17,7 +17,13 @@ def utm(gsd_m: float, side_px: int, left: float = 500_000, top: float = 5_000_00
 
 
 def write(path, grid: Grid, crs=UTM, transform=None):
-    profile = {"driver": "GTiff", "width": grid.width_px, "height": grid.height_px, "count": 1, "dtype": "uint8"}
+    profile = {
+        "driver": "GTiff",
+        "width": grid.width_px,
+        "height": grid.height_px,
+        "count": 1,
+        "dtype": "uint8",
+    }
     with rasterio.open(path, "w", crs=crs, transform=transform or grid.transform, **profile) as raster:
         raster.write(np.zeros(grid.shape_px, np.uint8), 1)
     return str(path)
@@ -47,7 +53,9 @@ def test_metres_in_a_geographic_grid_are_those_at_its_centre():
     assert (coarse.transform.c, coarse.transform.f) == (12.0, 60.0)
 
 
-@pytest.mark.parametrize(("latitude", "along_x", "along_y"), [(0, 111_319.5, 110_574.3), (60, 55_800.0, 111_412.3)])
+@pytest.mark.parametrize(
+    ("latitude", "along_x", "along_y"), [(0, 111_319.5, 110_574.3), (60, 55_800.0, 111_412.3)]
+)
 def test_metres_per_degree_on_the_ellipsoid(latitude, along_x, along_y):
     assert grids.metres_per_degree(latitude) == pytest.approx((along_x, along_y), abs=0.5)
 
@@ -75,7 +83,9 @@ def test_p07_more_than_half_a_coarsest_pixel_names_both_files():
 
 def test_p07_another_crs_names_both_files():
     other = Grid(CRS.from_epsg(32632), utm(10, 600).transform, 600, 600)
-    with pytest.raises(SceneError, match=r"a\.tif and b\.tif have different coordinate systems.*32633.*32632"):
+    with pytest.raises(
+        SceneError, match=r"a\.tif and b\.tif have different coordinate systems.*32633.*32632"
+    ):
         grids.check_together(["a.tif", "b.tif"], [utm(10, 600), other])
 
 

@@ -28,7 +28,10 @@ def holder(tmp_path):
 
 
 def test_p02_a_second_run_stops_naming_process_and_host(tmp_path, holder):
-    with pytest.raises(OutputError, match=f"process {holder.pid} on {socket.gethostname()}"), lock.locked(tmp_path):
+    with (
+        pytest.raises(OutputError, match=f"process {holder.pid} on {socket.gethostname()}"),
+        lock.locked(tmp_path),
+    ):
         pass
     assert holder.poll() is None
 
@@ -52,7 +55,10 @@ def test_a_lock_is_free_again_after_use_and_after_an_error(tmp_path):
 
 def test_p02_another_hosts_lock_is_respected_and_the_way_out_is_told(tmp_path):
     (tmp_path / lock.NAME).write_text(json.dumps({"pid": 1, "host": "elsewhere", "since": "then"}))
-    with pytest.raises(OutputError, match=r"process 1 on elsewhere since then.*remove .*\.lock"), lock.locked(tmp_path):
+    with (
+        pytest.raises(OutputError, match=r"process 1 on elsewhere since then.*remove .*\.lock"),
+        lock.locked(tmp_path),
+    ):
         pass
 
 

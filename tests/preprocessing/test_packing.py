@@ -26,7 +26,9 @@ def found(scenes: int = 3, each: int = 20) -> list[Spool]:
             "",
             (),
             {},
-            tuple(Segment(f"s{k}_{n:05d}_00000", "val" if n % 5 == 0 else "train", n, 1) for n in range(each)),
+            tuple(
+                Segment(f"s{k}_{n:05d}_00000", "val" if n % 5 == 0 else "train", n, 1) for n in range(each)
+            ),
         )
         for k in range(scenes)
     ]
@@ -111,7 +113,12 @@ def test_a_spool_that_ends_early_is_told(job):
 
 
 def test_shards_of_another_run_are_removed(tmp_path):
-    for name in ("train/shard-000000.tar", "train/shard-000001.tar", "train/.shard-000002.tar.partial", "val/shard-000000.tar"):
+    for name in (
+        "train/shard-000000.tar",
+        "train/shard-000001.tar",
+        "train/.shard-000002.tar.partial",
+        "val/shard-000000.tar",
+    ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "train/notes.txt").touch()

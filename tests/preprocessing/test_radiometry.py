@@ -69,7 +69,9 @@ def test_ties_go_to_even():
 
 
 def test_p12_too_large_values_are_clipped_and_flagged_and_non_finite_ones_are_nodata():
-    image = convert(np.array([[1e6, np.nan, np.inf, -1e6, 0.25]], np.float32), scale=1.0, offset=0.0, nodata_dn=-1)
+    image = convert(
+        np.array([[1e6, np.nan, np.inf, -1e6, 0.25]], np.float32), scale=1.0, offset=0.0, nodata_dn=-1
+    )
     assert image.pixels.tolist() == [[32_767, NODATA, NODATA, -32_767, 2500]]
     assert image.saturated.tolist() == [[True, False, False, False, False]]
 
@@ -146,7 +148,9 @@ def test_class_codes_become_flags_by_nearest(tif):
 
 
 def test_bit_fields_become_flags_together():
-    table = radiometry.flag_table(MaskSource("qa", bits={0: Flag.NODATA, 3: Flag.CLOUD, 5: Flag.SNOW}), 1 << 16)
+    table = radiometry.flag_table(
+        MaskSource("qa", bits={0: Flag.NODATA, 3: Flag.CLOUD, 5: Flag.SNOW}), 1 << 16
+    )
     assert table[1] == Flag.NODATA  # Landsat's fill is the value 1
     assert table[0b101000] == Flag.CLOUD | Flag.SNOW
     assert table[0b10110] == 0
@@ -205,7 +209,9 @@ def independent_bilinear(values, source_grid, target):
     x, y = target.centres()
     column = np.clip((x - source_grid.transform.c) / source_grid.transform.a - 0.5, 0, values.shape[1] - 1)
     row = np.clip((y - source_grid.transform.f) / source_grid.transform.e - 0.5, 0, values.shape[0] - 1)
-    left, top = (np.minimum(a.astype(int), n - 2) for a, n in ((column, values.shape[1]), (row, values.shape[0])))
+    left, top = (
+        np.minimum(a.astype(int), n - 2) for a, n in ((column, values.shape[1]), (row, values.shape[0]))
+    )
     fx, fy = column - left, (row - top)[:, None]
     upper = values[top][:, left] * (1 - fx) + values[top][:, left + 1] * fx
     lower = values[top + 1][:, left] * (1 - fx) + values[top + 1][:, left + 1] * fx

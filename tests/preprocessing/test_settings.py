@@ -35,7 +35,10 @@ def test_every_shipped_configuration_loads_and_says_what_it_is(path):
         ({"clear_excludes": ["clouds"]}, "unknown flag `clouds`. Did you mean `cloud`"),
         ({"tile_px": 100}, "tile_px 100 is no multiple of cell_px 8"),
         ({"stride": 50}, "stride 50 is no multiple of cell_px 8"),
-        ({"gsd_m": 5, "bands": [*BANDS, "B01"]}, "band B01 has 60 m pixels: gsd_m 5 would enlarge it more than 6"),
+        (
+            {"gsd_m": 5, "bands": [*BANDS, "B01"]},
+            "band B01 has 60 m pixels: gsd_m 5 would enlarge it more than 6",
+        ),
         ({"min_clear": 1.5}, "`min_clear`"),
         ({"split": {"val_shore": 0.1}}, "unknown key `split.val_shore`. Did you mean `val_share`"),
         ({"labels": {"classes": []}}, "`labels.classes`"),

@@ -50,13 +50,20 @@ def clean(city_words, tmp_path_factory) -> dict[str, bytes]:
 
 
 def contents(output: Path) -> dict[str, bytes]:
-    names = [*output.glob("*/*.tar"), output / "manifest.json", output / "quality.json", output / "rejected.csv"]
+    names = [
+        *output.glob("*/*.tar"),
+        output / "manifest.json",
+        output / "quality.json",
+        output / "rejected.csv",
+    ]
     return {str(p.relative_to(output)): p.read_bytes() for p in names}
 
 
 def read_all(output: Path, split: str = "train") -> dict[str, samples.Sample]:
     paths = sorted((output / split).glob("*.tar"))
-    return {key: samples.decode(key, members, str(p)) for p in paths for key, members in packing.read_shard(p)}
+    return {
+        key: samples.decode(key, members, str(p)) for p in paths for key, members in packing.read_shard(p)
+    }
 
 
 def start(*words: str, **options) -> subprocess.Popen:
@@ -198,7 +205,10 @@ def test_a_new_scene_joins_a_finished_set(city_words, cities, products, tmp_path
     first = set(read_all(tmp_path / "set"))
     shutil.copytree(products["oscd"].parent, scenes / "images/dburg")
     shard.main(words)
-    assert {k.rsplit("_", 2)[0] for k in set(read_all(tmp_path / "set")) - first} == {"oscd_dburg_1", "oscd_dburg_2"}
+    assert {k.rsplit("_", 2)[0] for k in set(read_all(tmp_path / "set")) - first} == {
+        "oscd_dburg_1",
+        "oscd_dburg_2",
+    }
     assert first < set(read_all(tmp_path / "set"))
 
 
@@ -283,7 +293,10 @@ def test_p04_damaged_scenes_are_quarantined_and_the_others_done(city_words, citi
     assert len(list((tmp_path / "set" / archive.FOLDER).glob("oscd_*"))) == 4
     assert shard.main([*words, "max_rejected=2"]) == 0
     with (tmp_path / "set/rejected.csv").open() as stream:
-        rows = {Path(r["product"]).relative_to(scenes / "images").as_posix(): r["reason"] for r in csv.DictReader(stream)}
+        rows = {
+            Path(r["product"]).relative_to(scenes / "images").as_posix(): r["reason"]
+            for r in csv.DictReader(stream)
+        }
     assert set(rows) == {"anville/imgs_1", "bstadt/imgs_2"}
     assert "_B04.tif cannot be decoded" in rows["anville/imgs_1"]
     assert "no file of band B11" in rows["bstadt/imgs_2"]

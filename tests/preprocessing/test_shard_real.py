@@ -39,7 +39,9 @@ def read_back(output: Path, made: manifests.Manifest) -> list[dict]:
 
 
 def numbers(folder: Path, band: str) -> np.ndarray:
-    with rasterio.open(next(folder.glob(f"*_{band}.tif"), None) or next(folder.glob(f"*_{band}.TIF"))) as raster:
+    with rasterio.open(
+        next(folder.glob(f"*_{band}.tif"), None) or next(folder.glob(f"*_{band}.TIF"))
+    ) as raster:
         return raster.read(1)
 
 
@@ -67,8 +69,12 @@ def window(sample: dict) -> tuple[slice, slice]:
 
 def test_all_thirteen_bands_of_both_dates_are_there(oscd):
     _, made, samples = oscd
-    assert made.contract.band_names == tuple(f"B{b}" for b in "01 02 03 04 05 06 07 08 8A 09 10 11 12".split())
-    assert {json.loads(s["json"])["scene"] for s in samples} == {f"oscd_{c}_{d}" for c in CITIES for d in (1, 2)}
+    assert made.contract.band_names == tuple(
+        f"B{b}" for b in "01 02 03 04 05 06 07 08 8A 09 10 11 12".split()
+    )
+    assert {json.loads(s["json"])["scene"] for s in samples} == {
+        f"oscd_{c}_{d}" for c in CITIES for d in (1, 2)
+    }
     assert len(samples) == sum(made.samples(split) for split in made.splits)
     assert all(s["pixels.npy.blosc"].shape == (13, 96, 96) for s in samples)
 
@@ -86,7 +92,12 @@ def test_ndvi_of_the_cells_is_that_of_the_source(real_data, oscd):
     place = made.contract.indices.index("NDVI")
     for sample in samples[::5]:
         red, nir = (numbers(source(real_data, sample), b)[window(sample)] / 10_000 for b in ("B04", "B08"))
-        ndvi = ((nir - red) / np.maximum(nir + red, 0.02)).reshape(12, 8, 12, 8).swapaxes(1, 2).reshape(12, 12, 64)
+        ndvi = (
+            ((nir - red) / np.maximum(nir + red, 0.02))
+            .reshape(12, 8, 12, 8)
+            .swapaxes(1, 2)
+            .reshape(12, 12, 64)
+        )
         counted = (sample["mask.npy.blosc"] & 0b11111) == 0
         cells = sample["cells.npy.blosc"][place]
         assert counted.all()

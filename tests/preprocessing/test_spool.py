@@ -19,8 +19,12 @@ def make_sample(key: str, value: int = 1, label: int | None = None) -> Sample:
 def write_spool(folder, scene: str = "s", count: int = 3, digest: str = "d") -> Spool:
     writer = SpoolWriter(folder, scene)
     for number in range(count):
-        writer.add(make_sample(f"{scene}_{number:05d}_00000", number), "train" if number % 3 else "val", "lz4")
-    made = Spool(scene, digest, 10.0, "L2A", "r", "2020", "free", ("note",), {"cloud": 2}, tuple(writer.segments))
+        writer.add(
+            make_sample(f"{scene}_{number:05d}_00000", number), "train" if number % 3 else "val", "lz4"
+        )
+    made = Spool(
+        scene, digest, 10.0, "L2A", "r", "2020", "free", ("note",), {"cloud": 2}, tuple(writer.segments)
+    )
     writer.finish(made, quality.empty_histogram(2))
     return made
 
@@ -38,7 +42,9 @@ def test_a_segment_is_a_piece_of_tar_with_sorted_members_and_no_traces_of_who_wr
 @pytest.mark.parametrize("codec", ["lz4", "zstd"])
 def test_equal_samples_are_equal_bytes(codec):
     noise = np.random.default_rng(0).integers(0, 9000, (12, 96, 96)).astype(np.int16)
-    one = Sample("k", noise, np.zeros((96, 96), np.uint8), np.zeros((3, 12, 12, 3), np.float32), {"b": 1, "a": 2})
+    one = Sample(
+        "k", noise, np.zeros((96, 96), np.uint8), np.zeros((3, 12, 12, 3), np.float32), {"b": 1, "a": 2}
+    )
     assert len({spool.segment(one, codec) for _ in range(20)}) == 1
 
 

@@ -12,7 +12,10 @@ CLEAR = Flag.NODATA | Flag.CLOUD | Flag.SHADOW
 
 
 def rule(**changes) -> TileRule:
-    return TileRule(**{"tile_px": 32, "step_px": 32, "cell_px": 8, "min_valid": 0.5, "min_clear": 0.5} | changes, unclear_bits=CLEAR)
+    return TileRule(
+        **{"tile_px": 32, "step_px": 32, "cell_px": 8, "min_valid": 0.5, "min_clear": 0.5} | changes,
+        unclear_bits=CLEAR,
+    )
 
 
 def around(lon: float, lat: float, metres_px: float = 10.0):
@@ -30,7 +33,11 @@ def grid_of_tiles(rows: int, columns: int, size_px: int = 96) -> list[Tile]:
 
 @pytest.mark.parametrize("step", [16, 32])
 def test_shares_are_those_of_the_pixels(step):
-    mask = np.random.default_rng(0).choice([0, 1, 4, 8, 32], (100, 137), p=[0.5, 0.2, 0.1, 0.1, 0.1]).astype(np.uint8)
+    mask = (
+        np.random.default_rng(0)
+        .choice([0, 1, 4, 8, 32], (100, 137), p=[0.5, 0.2, 0.1, 0.1, 0.1])
+        .astype(np.uint8)
+    )
     kept, dropped = tiling.tiles(mask, rule(step_px=step, min_valid=0, min_clear=0))
     assert not dropped
     assert [(t.row_px, t.column_px) for t in kept] == [
@@ -74,7 +81,12 @@ def test_equal_area_plane_is_epsg_6933():
 @pytest.mark.parametrize("lat", [0.0, 30.0, 52.0, -71.0])
 def test_stretch_is_what_a_metre_becomes(lat):
     step = 1e-5
-    lon_m = np.radians(step) * tiling._A_M * np.cos(np.radians(lat)) / np.sqrt(1 - tiling._E2 * np.sin(np.radians(lat)) ** 2)
+    lon_m = (
+        np.radians(step)
+        * tiling._A_M
+        * np.cos(np.radians(lat))
+        / np.sqrt(1 - tiling._E2 * np.sin(np.radians(lat)) ** 2)
+    )
     x, _ = tiling.equal_area(np.array([0.0, step]), np.array([lat, lat]))
     along_x, along_y = tiling.stretch(np.array([lat]))
     assert np.ptp(x) / lon_m == pytest.approx(along_x[0], rel=1e-6)
@@ -110,7 +122,9 @@ def test_the_same_ground_is_on_the_same_side_in_every_scene():
     lon, lat = 12.0, 50.0
     whole, _ = tiling.split(grid_of_tiles(20, 20), chosen, around(lon, lat))
     shifted_lon, shifted_lat = around(lon, lat)(np.array([96.0 * 4]), np.array([96.0 * 4]))
-    part, _ = tiling.split(grid_of_tiles(12, 12), chosen, around(float(shifted_lon[0]), float(shifted_lat[0])))
+    part, _ = tiling.split(
+        grid_of_tiles(12, 12), chosen, around(float(shifted_lon[0]), float(shifted_lat[0]))
+    )
     side = {(t.row_px, t.column_px): t.split for t in whole}
     same = [side.get((t.row_px + 384, t.column_px + 384)) == t.split for t in part]
     # the flat footprints of this test shrink a little with latitude
@@ -119,7 +133,10 @@ def test_the_same_ground_is_on_the_same_side_in_every_scene():
 
 def test_the_seed_chooses_other_ground():
     found = grid_of_tiles(30, 30)
-    sides = {tuple(t.split for t in tiling.split(found, SplitRule(0.3, 5_000, 0, s), around(12, 50))[0]) for s in range(4)}
+    sides = {
+        tuple(t.split for t in tiling.split(found, SplitRule(0.3, 5_000, 0, s), around(12, 50))[0])
+        for s in range(4)
+    }
     assert len(sides) == 4
 
 
