@@ -99,11 +99,12 @@ def shard_words(simulated_archive) -> list[str]:
     return [
         str(ROOT / "configs/shard/demo_sentinel2.yaml"),
         f"scenes={simulated_archive}",
-        "split.block_m=1500",
-        "split.seed=1",
+        "tile_px=48",
+        "split.block_m=2000",
+        "split.seed=6",
         "min_valid=0.5",
         "min_clear=0.2",
-        "shard_mb=1",
+        "shard_mb=0.5",
     ]
 
 

@@ -1,6 +1,5 @@
 import csv
 import json
-import os
 import resource
 import shutil
 import signal
@@ -18,7 +17,7 @@ from pipeline import sample as samples
 from pipeline.errors import ConfigError, CorruptDataError, MissingInputError, OutputError, RejectedError
 from pipeline.indices import index
 from pipeline.saliency import cell_statistics
-from pipeline.sample import NODATA, SCALE, Flag
+from pipeline.sample import SCALE, Flag
 from preprocessing import archive, packing, shard
 from preprocessing.settings import ShardConfig
 
