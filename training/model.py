@@ -32,7 +32,7 @@ class Size(NamedTuple):
 
 
 SIZES: dict[str, Size] = {
-    "tiny": Size(96, 4, 3, 64, 4),
+    "tiny": Size(96, 4, 3, 64, 2),
     "small": Size(384, 12, 6, 256, 8),
     "base": Size(768, 12, 12, 512, 16),
     "large": Size(1024, 24, 16, 512, 16),

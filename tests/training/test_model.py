@@ -58,7 +58,7 @@ def reference_loss(
         order = sorted(queue)
         tokens = torch.stack([queue[n] + place(model.decoder.positions, n) for n in order])
         out = model.decoder.leave(
-            layer_norm(transform(tokens, model.decoder.blocks, heads=4), model.decoder.norm)
+            layer_norm(transform(tokens, model.decoder.blocks, heads=2), model.decoder.norm)
         )
         for n, counts in zip(hidden[b].tolist(), counted[b].tolist(), strict=True):
             total += float(((out[order.index(n)] - cubes[n].clamp(0, 1)) ** 2).mean()) if counts else 0.0
