@@ -76,6 +76,11 @@ def create(store: Path) -> None:
         )
 
 
+def is_empty(store: Path) -> bool:
+    """Say whether a store holds no scene yet."""
+    return not any(store.glob("*/zarr.json"))
+
+
 class SceneWriter:
     """Writes one scene's group into a folder that only `finish` turns into part of the archive."""
 

@@ -9,9 +9,14 @@ from rasterio.crs import CRS
 from pipeline.sample import NODATA, SCALE, Flag
 from preprocessing.grids import Grid
 
-_STANDARD_NAMES = {"L1C": "toa_bidirectional_reflectance", "L1TP": "toa_bidirectional_reflectance"}
+_STANDARD_NAMES = dict.fromkeys(("L1C", "L1TP", "L1GT", "L1GS"), "toa_bidirectional_reflectance")
 _ON_GRID = {"grid_mapping": "spatial_ref", "coordinates": "spatial_ref"}
 """`coordinates` as well: xarray then hands the CRS along with the array without further options."""
+
+
+def standard_name(level: str) -> str:
+    """Return the CF name of what a processing level holds: reflectance at the top of the atmosphere or of the surface."""
+    return _STANDARD_NAMES.get(level, "surface_bidirectional_reflectance")
 
 
 def reflectance_attributes(level: str) -> dict[str, Any]:
@@ -21,7 +26,7 @@ def reflectance_attributes(level: str) -> dict[str, Any]:
         "add_offset": 0.0,
         "_FillValue": NODATA,
         "units": "1",
-        "standard_name": _STANDARD_NAMES.get(level, "surface_bidirectional_reflectance"),
+        "standard_name": standard_name(level),
         "long_name": f"{level} reflectance",
     }
 

@@ -1,12 +1,10 @@
-"""The work on one scene: product -> archive -> cell statistics -> tiles -> encoded samples.
+"""The work on one scene: product -> archive with cell statistics -> encoded samples.
 
 One call of `work` is one Dask task. It touches only files of its own scene, so tasks need not know of each other.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,18 +14,17 @@ from numpy.typing import NDArray
 from pipeline.errors import SceneError
 from pipeline.indices import index
 from pipeline.saliency import cell_statistics
-from pipeline.sample import SCALE, Sample
-from preprocessing import archive, grids, quality, radiometry, resampling, spool, tiling
+from pipeline.sample import SCALE
+from preprocessing import archive, cutting, grids, quality, radiometry, resampling, spool
 from preprocessing.archive import SceneHeader, SceneWriter, StoredScene
 from preprocessing.grids import Grid
-from preprocessing.quality import Histogram, Rejection
+from preprocessing.quality import Rejection
 from preprocessing.scenes import Scene
 from preprocessing.settings import ShardConfig, digest
 from preprocessing.spool import Spool, SpoolWriter
-from preprocessing.tiling import SplitRule, Tile, TileRule
 
 STRIP_PX = 1024
-"""Rows of a scene held at a time, rounded to whole cells or tiles."""
+"""Rows of a scene held at a time, rounded to whole cells."""
 WORK_FOLDER = "work"
 
 
@@ -179,10 +176,10 @@ def _index_bands(
 def write_samples(job: SceneJob, stored: StoredScene) -> Spool:
     """Cut a stored scene into tiles and encode them."""
     mask = stored.read("mask")
-    tiles, dropped = choose_tiles(job.config, mask, stored.header.grid)
+    tiles, dropped = cutting.choose_tiles(job.config, mask, stored.header.grid)
     writer = SpoolWriter(job.folder, job.scene.id)
     histogram = quality.empty_histogram(len(job.config.bands))
-    for strip in _strips(job, stored, tiles):
+    for strip in cutting.strips(stored, job.config, tiles):
         strip.count(histogram)
         for tile in strip.tiles:
             writer.add(strip.sample(tile), tile.split, job.config.codec)
@@ -201,104 +198,3 @@ def write_samples(job: SceneJob, stored: StoredScene) -> Spool:
     )
     writer.finish(result, histogram)
     return result
-
-
-def choose_tiles(
-    config: ShardConfig, mask: NDArray[np.uint8], grid: Grid
-) -> tuple[list[Tile], dict[str, int]]:
-    """Return the tiles to keep, with their split, and the number dropped by reason."""
-    rule = TileRule(
-        config.tile_px,
-        config.step_px,
-        config.cell_px,
-        config.min_valid,
-        config.min_clear,
-        config.unclear_bits,
-    )
-    good, dropped = tiling.tiles(mask, rule)
-    kept, between = tiling.split(good, SplitRule(**config.split.model_dump()), grid.lonlat)
-    if between:
-        dropped["buffer"] = between
-    return kept, dict(sorted(dropped.items()))
-
-
-def _strips(job: SceneJob, stored: StoredScene, tiles: list[Tile]) -> Iterator[_Strip]:
-    """Read a scene in strips of several rows of tiles: chunks span rows, and are decoded once a strip."""
-    per_strip = max(STRIP_PX // job.config.step_px, 1) * job.config.step_px
-    for _, group in itertools.groupby(tiles, key=lambda t: t.row_px // per_strip):
-        yield _Strip(stored, job.config, list(group))
-
-
-class _Strip:
-    """Some rows of a scene, in memory, with the tiles that lie in them."""
-
-    def __init__(self, stored: StoredScene, config: ShardConfig, tiles: list[Tile]) -> None:
-        top, end, cell = tiles[0].row_px, tiles[-1].row_px + config.tile_px, config.cell_px
-        rows = slice(top, end)
-        self.tiles = tiles
-        self._scene, self._config, self._top_px = stored.header, config, top
-        self._pixels = stored.read("reflectance", slice(None), rows)
-        self._mask = stored.read("mask", rows)
-        self._cells = stored.read("cells", slice(None), slice(top // cell, end // cell))
-        self._labels = stored.read("label", rows) if stored.has_labels else None
-
-    def count(self, histogram: Histogram) -> None:
-        """Add the clear pixels of the training tiles to a histogram, as often as tiles hold them."""
-        times = np.zeros(self._mask.shape, np.int32)
-        for tile in self.tiles:
-            if tile.split == "train":
-                times[self._window(tile, 1)] += 1
-        times[(self._mask & int(self._config.unclear_bits)) != 0] = 0
-        # over the strip and not over tiles: every call costs all 65 536 values of a band
-        for at_least in range(1, int(times.max()) + 1):
-            quality.count(histogram, self._pixels, times >= at_least)
-
-    def sample(self, tile: Tile) -> Sample:
-        """Cut one tile out."""
-        rows, columns = self._window(tile, 1)
-        cell_rows, cell_columns = self._window(tile, self._config.cell_px)
-        return Sample(
-            key=tiling.key(self._scene.id, tile),
-            pixels=self._pixels[:, rows, columns],
-            mask=self._mask[rows, columns],
-            cells=self._cells[:, cell_rows, cell_columns],
-            info=self._info(tile),
-            label=self._label(rows, columns),
-        )
-
-    def _window(self, tile: Tile, unit_px: int) -> tuple[slice, slice]:
-        """Return the rows and columns of a tile in this strip, in units of `unit_px`."""
-        top, left, size = tile.row_px - self._top_px, tile.column_px, tile.size_px
-        return (
-            slice(top // unit_px, (top + size) // unit_px),
-            slice(left // unit_px, (left + size) // unit_px),
-        )
-
-    def _label(self, rows: slice, columns: slice) -> int | None:
-        wanted = self._config.labels
-        if wanted is None or self._labels is None:
-            return None
-        part = self._labels[rows, columns]
-        counts = np.bincount(part.ravel(), minlength=256)[: len(wanted.classes)]
-        best = int(counts.argmax())
-        return best if counts[best] >= wanted.min_share * part.size else None
-
-    def _info(self, tile: Tile) -> dict[str, object]:
-        scene = self._scene
-        grid = scene.grid
-        t = grid.transform
-        lon, lat = tiling.corners([tile], grid.lonlat)
-        epsg = grid.crs.to_epsg()
-        return {
-            "scene": scene.id,
-            "row": tile.row_px,
-            "col": tile.column_px,
-            "acquired": scene.acquired,
-            "sensor": scene.sensor,
-            "level": scene.level,
-            "crs": f"EPSG:{epsg}" if epsg else grid.crs.to_wkt(),
-            "transform": [t.a, 0.0, t.c + t.a * tile.column_px, 0.0, t.e, t.f + t.e * tile.row_px],
-            "bounds_lonlat": [float(lon.min()), float(lat.min()), float(lon.max()), float(lat.max())],
-            "valid_share": tile.valid_share,
-            "clear_share": tile.clear_share,
-        }

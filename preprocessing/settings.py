@@ -197,9 +197,10 @@ def comparable(config: ShardConfig) -> dict[str, Any]:
     return tree | {"format_versions": {"manifest": manifest.FORMAT_VERSION, "sample": sample.FORMAT_VERSION}}
 
 
-def agree(config: ShardConfig) -> list[str]:
+def agree(config: ShardConfig, fresh: bool = False) -> list[str]:
     """Compare with what made the output; remember the request where it is new.
 
+    fresh: nothing was stored there yet, so nothing can change its meaning.
     Returns the arranging keys that changed, as `key: old -> new`. Raises `OutputError` with the list of
     differences where the stored numbers would change their meaning.
     """
@@ -213,7 +214,7 @@ def agree(config: ShardConfig) -> list[str]:
         ) from error
     changed = differences(old, new)
     refused = [c for c in changed if c.split(":")[0].split(".")[0] not in ARRANGING_KEYS]
-    if refused:
+    if refused and not fresh:
         raise OutputError(
             f"{config.output} was made with other settings: {'; '.join(refused)}. Take another `output`,"
             " or remove this one to make it again."

@@ -8,21 +8,29 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 if not __package__:  # run by path: `python preprocessing/shard.py`
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from pipeline import __version__, config, console
+from pipeline import config, console
 from pipeline import manifest as manifests
-from pipeline.contract import BandContract, DataContract
-from pipeline.errors import EXIT_DONE, ConfigError, OutputError, PipelineError, RejectedError, SceneError
-from pipeline.manifest import Manifest, SceneRecord, Shard
-from preprocessing import archive, lock, packing, quality, scene_work, settings, spool
+from pipeline.errors import (
+    EXIT_DONE,
+    ConfigError,
+    CorruptDataError,
+    MissingInputError,
+    OutputError,
+    PipelineError,
+    RejectedError,
+    SceneError,
+)
+from pipeline.manifest import Manifest, Shard
+from preprocessing import archive, assembly, conventions, lock, packing, quality, scene_work, settings, spool
 from preprocessing.cluster import Pool
-from preprocessing.quality import Histogram, Rejection
+from preprocessing.quality import Rejection
 from preprocessing.readers import Request, discover
 from preprocessing.scene_work import SceneJob
 from preprocessing.settings import ShardConfig
@@ -34,8 +42,6 @@ COMMAND = console.Command(
     "  python preprocessing/shard.py scenes=/path/to/archive output=/path/to/shards workers=4\n"
     "  python preprocessing/shard.py configs/shard/landsat_c2.yaml scenes=/path/to/landsat --dry-run",
 )
-NOMINAL = 0.25
-"""A measured pixel size this close to the instrument's own is called by the instrument's."""
 
 
 @dataclass(frozen=True)
@@ -64,13 +70,14 @@ def main(argv: Sequence[str]) -> int:
         return EXIT_DONE
     try:
         with lock.locked(request.output):
-            shard(request, found, settings.agree(request))
+            fresh = archive.is_empty(request.output / archive.FOLDER)
+            shard(request, found, settings.agree(request, fresh))
     except OSError as error:
         if isinstance(error, PipelineError):
             raise
         raise OutputError(
-            f"cannot write to {request.output} ({error}). Free space or permissions, then start the same command again:"
-            " what is finished is kept."
+            f"cannot write to {request.output} ({error}). Free space or permissions, then start the same"
+            " command again: what is finished is kept."
         ) from error
     return EXIT_DONE
 
@@ -95,7 +102,19 @@ def find_scenes(request: ShardConfig) -> Found:
             jobs[scene.id] = SceneJob(scene, request)
         except SceneError as error:
             rejections.append(Rejection(str(product), str(error)))
+    check_levels(jobs.values())
     return Found(tuple(jobs[name] for name in sorted(jobs)), tuple(rejections))
+
+
+def check_levels(jobs: Iterable[SceneJob]) -> None:
+    """Raise `ConfigError` where reflectance at the top of the atmosphere and of the surface would be mixed."""
+    kinds = {conventions.standard_name(j.scene.level): j.scene for j in jobs}
+    if len(kinds) > 1:
+        examples = " and ".join(f"{s.location.name} ({s.level})" for s in kinds.values())
+        raise ConfigError(
+            f"{examples} do not hold the same quantity, {' and '.join(kinds)}:"
+            " point `scenes` at a folder with one of them."
+        )
 
 
 def show_plan(request: ShardConfig, found: Found) -> None:
@@ -125,33 +144,33 @@ def shard(request: ShardConfig, found: Found, changed: Sequence[str]) -> None:
 
 
 def is_finished(request: ShardConfig, found: Found) -> bool:
-    """Say whether the output holds these scenes' shards, whole."""
-    if not (request.output / manifests.NAME).exists():
+    """Say whether the output holds these scenes' shards by these settings, whole."""
+    try:
+        made = manifests.read(request.output)
+    except (MissingInputError, CorruptDataError):
         return False
-    made = manifests.read(request.output)
-    shards = [s for part in made.splits.values() for s in part]
-    whole = all(
-        (request.output / s.path).is_file() and (request.output / s.path).stat().st_size == s.size_bytes
-        for s in shards
-    )
     rejected = set(quality.rejected_products(request.output))
-    present = {str(j.scene.location): j.scene.id for j in found.jobs} | {
-        r.product: "" for r in found.rejections
-    }
+    present = {str(j.scene.location): j.scene.id for j in found.jobs}
+    present |= {r.product: "" for r in found.rejections}
     scenes = {name for product, name in present.items() if product not in rejected}
     same = scenes == {s.id for s in made.scenes} and rejected <= set(present)
-    return whole and same and made.settings == settings.comparable(request)
+    return same and made.settings == settings.comparable(request) and is_whole(request.output, made)
+
+
+def is_whole(folder: Path, made: Manifest) -> bool:
+    """Say whether all shards of a set are there in their size; `verify.py` looks deeper."""
+    shards = [(folder / s.path, s.size_bytes) for part in made.splits.values() for s in part]
+    return all(path.is_file() and path.stat().st_size == size for path, size in shards)
 
 
 def already(request: ShardConfig) -> str:
     """Tell that nothing had to be done, and how to have rejected scenes tried again."""
     rejected = len(quality.rejected_products(request.output))
-    again = (
-        f" {rejected} scenes were rejected; once repaired, remove {manifests.NAME} and start again."
-        if rejected
-        else ""
+    again = f"{rejected} scenes were rejected; once repaired, remove {manifests.NAME} and start again. "
+    return (
+        f"{request.output} is finished; nothing was done. {again if rejected else ''}"
+        f"To check it: python preprocessing/verify.py {request.output}"
     )
-    return f"{request.output} is finished; nothing was done.{again} To check it: python preprocessing/verify.py {request.output}"
 
 
 def work_scenes(request: ShardConfig, found: Found, pool: Pool) -> tuple[list[Spool], list[Rejection]]:
@@ -169,18 +188,19 @@ def work_scenes(request: ShardConfig, found: Found, pool: Pool) -> tuple[list[Sp
     quality.write_rejected(request.output, rejections)
     if len(rejections) > request.allowed_rejections(found.total):
         raise RejectedError(
-            f"{len(rejections)} of {found.total} scenes were rejected, more than max_rejected {request.max_rejected} allows;"
-            f" the first: {rejections[0].reason} All reasons: {request.output / quality.REJECTED}. Repair them or raise max_rejected."
+            f"{len(rejections)} of {found.total} scenes were rejected, more than max_rejected"
+            f" {request.max_rejected} allows; the first: {rejections[0].reason} All reasons:"
+            f" {request.output / quality.REJECTED}. Repair them or raise max_rejected."
         )
     return sorted(spools, key=lambda s: s.scene), rejections
 
 
 def pack(request: ShardConfig, spools: Sequence[Spool], pool: Pool) -> dict[str, tuple[Shard, ...]]:
     """Write all shards; returns them by split."""
-    per_shard = packing.samples_per_shard(sample_bytes(request), request.shard_mb)
+    per_shard = packing.samples_per_shard(assembly.sample_bytes(request), request.shard_mb)
     plan = packing.plan(spools, request.seed, per_shard)
     if not plan.get("train"):
-        dropped = quality.total_tiles([record(s) for s in spools])
+        dropped = quality.total_tiles([assembly.record(s) for s in spools])
         raise ConfigError(
             f"no training tile is left ({dropped}): lower `min_valid` or `min_clear`, or change `split`."
         )
@@ -197,12 +217,6 @@ def pack(request: ShardConfig, spools: Sequence[Spool], pool: Pool) -> dict[str,
     return {split: tuple(done[job.path] for job in part) for split, part in plan.items()}
 
 
-def sample_bytes(request: ShardConfig) -> int:
-    """Return the size of an uncompressed sample in bytes."""
-    cells = (request.tile_px // request.cell_px) ** 2
-    return request.tile_px**2 * (2 * len(request.bands) + 1) + 12 * cells * len(request.indices)
-
-
 def finish(
     request: ShardConfig,
     spools: Sequence[Spool],
@@ -211,74 +225,19 @@ def finish(
 ) -> Manifest:
     """Write the quality report and, last, the manifest; then remove the work folder."""
     work_folder = request.output / scene_work.WORK_FOLDER
-    histogram: Histogram = sum(
-        (spool.read_histogram(work_folder, s.scene) for s in spools),
-        quality.empty_histogram(len(request.bands)),
-    )
+    histogram = quality.empty_histogram(len(request.bands))
+    for made in spools:
+        histogram += spool.read_histogram(work_folder, made.scene)
     statistics = quality.statistics(histogram)
-    scenes = tuple(record(s) for s in spools)
-    made = Manifest(
-        name=request.name,
-        contract=contract(request, spools),
-        statistics=statistics,
-        splits=splits,
-        scenes=scenes,
-        settings=settings.comparable(request),
-        code_version=__version__,
-        notices=tuple(sorted({s.licence for s in spools if s.licence})),
-    )
-    quality.write_report(
-        request.output, scenes, rejections, dict(zip(request.bands, statistics, strict=True))
-    )
+    made_of = assembly.manifest(request, spools, splits, statistics)
+    bands = dict(zip(request.bands, statistics, strict=True))
+    quality.write_report(request.output, made_of.scenes, rejections, bands)
+    # before the manifest: a reader that lists the folders must not find more than it names
     packing.remove_others(request.output, [s.path for part in splits.values() for s in part])
-    manifests.write(made, request.output)
+    manifests.write(made_of, request.output)
+    # after it: until the manifest stands a rerun still needs the work
     shutil.rmtree(work_folder)
-    return made
-
-
-def record(made: Spool) -> SceneRecord:
-    """Return a scene's entry in the manifest."""
-    return SceneRecord(
-        id=made.scene,
-        reader=made.reader,
-        acquired=made.acquired,
-        level=made.level,
-        tiles=made.tiles,
-        notes=made.notes,
-    )
-
-
-def contract(request: ShardConfig, spools: Sequence[Spool]) -> DataContract:
-    """State what the numbers of the set mean."""
-    bands = request.instrument.select(request.bands)
-    levels = sorted({s.level for s in spools})
-    return DataContract(
-        sensor=request.sensor,
-        level="+".join(levels),
-        bands=tuple(
-            BandContract(
-                name=b.name, role=b.role, centre_nm=b.centre_nm, width_nm=b.width_nm, source_gsd_m=b.gsd_m
-            )
-            for b in bands
-        ),
-        gsd_m=nominal_gsd_m(request, spools),
-        tile_px=request.tile_px,
-        cell_px=request.cell_px,
-        indices=request.indices,
-        index_bands={name: request.index_bands(name) for name in request.indices},
-        resampling=request.resampling,
-        clear_excludes=request.clear_excludes,
-        classes=request.labels.classes if request.labels else (),
-    )
-
-
-def nominal_gsd_m(request: ShardConfig, spools: Sequence[Spool]) -> float:
-    """Return the grid's pixel size in metres: as asked, the instrument's own, or as measured where neither fits."""
-    if request.gsd_m != "native":
-        return float(request.gsd_m)
-    own = min(b.gsd_m for b in request.instrument.select(request.bands))
-    measured = sorted(s.gsd_m for s in spools)[len(spools) // 2]
-    return own if abs(measured / own - 1) <= NOMINAL else float(f"{measured:.3g}")
+    return made_of
 
 
 def report(request: ShardConfig, made: Manifest, rejections: Sequence[Rejection], seconds: float) -> None:

@@ -18,7 +18,7 @@ from pipeline.errors import ConfigError, CorruptDataError, MissingInputError, Ou
 from pipeline.indices import index
 from pipeline.saliency import cell_statistics
 from pipeline.sample import SCALE, Flag
-from preprocessing import archive, packing, shard
+from preprocessing import archive, assembly, packing, shard
 from preprocessing.settings import ShardConfig
 
 ENTRY = configs.ROOT / "preprocessing/shard.py"
@@ -356,6 +356,36 @@ def test_nothing_left_names_the_keys_to_change(shard_words, tmp_path):
         shard.main([*shard_words, f"output={tmp_path}", "tile_px=192", "min_valid=1", "min_clear=1"])
 
 
+def test_reflectance_of_two_kinds_is_not_mixed(products, shard_words, tmp_path):
+    for kind in ("sentinel2-L1C", "sentinel2-L2A"):
+        shutil.copytree(products[kind], tmp_path / "mixed" / kind / products[kind].name)
+    words = [shard_words[0], f"scenes={tmp_path / 'mixed'}", f"output={tmp_path / 'set'}"]
+    with pytest.raises(ConfigError, match=r"toa_.* and surface_.*|surface_.* and toa_.*"):
+        shard.main(words)
+
+
+def test_a_first_try_with_wrong_bands_does_not_block_the_output(products, shard_words, tmp_path):
+    scenes = products["sentinel2-L2A"].parent
+    words = [
+        *shard_words[:1],
+        f"scenes={scenes}",
+        *shard_words[2:],
+        f"output={tmp_path}",
+        "split.val_share=0",
+    ]
+    with pytest.raises(RejectedError, match="no file of band B10"):
+        shard.main([*words, "bands=[B03,B04,B08,B10,B11]"])
+    assert shard.main([*words, "bands=[B03,B04,B08,B11]"]) == 0
+
+
+def test_a_damaged_manifest_is_made_again(shard_set, shard_words, tmp_path):
+    output = tmp_path / "copy"
+    shutil.copytree(shard_set, output)
+    (output / "manifest.json").write_text("{")
+    assert shard.main([*shard_words, f"output={output}"]) == 0
+    assert (output / "manifest.json").read_bytes() == (shard_set / "manifest.json").read_bytes()
+
+
 def test_dry_run_writes_nothing(shard_words, tmp_path, capsys):
     assert shard.main([*shard_words, f"output={tmp_path / 'set'}", "--dry-run"]) == 0
     assert "1 scenes of Sentinel-2 MSI would go to" in capsys.readouterr().out
@@ -388,5 +418,5 @@ def test_measured_pixel_size_is_told_where_it_is_not_the_instruments():
         def __init__(self, gsd_m):
             self.gsd_m = gsd_m
 
-    assert shard.nominal_gsd_m(request, [Made(29.4), Made(30.1)]) == 30
-    assert shard.nominal_gsd_m(request, [Made(449.1), Made(480), Made(515)]) == 480
+    assert assembly.nominal_gsd_m(request, [Made(29.4), Made(30.1)]) == 30
+    assert assembly.nominal_gsd_m(request, [Made(449.1), Made(480), Made(515)]) == 480
