@@ -86,6 +86,7 @@ class SceneWriter:
 
     def __init__(self, folder: Path, header: SceneHeader) -> None:
         """Start an empty group in `folder`, replacing what an interrupted run left there."""
+        # what an interrupted run left there cannot be trusted
         shutil.rmtree(folder, ignore_errors=True)
         folder.parent.mkdir(parents=True, exist_ok=True)
         self.folder = folder
@@ -109,9 +110,11 @@ class SceneWriter:
         """Take everything but the cell statistics from a finished scene, without copying pixels."""
         for path in _files(stored):
             relative = path.relative_to(stored)
+            # the group's own zarr.json is new: it names the indices
             if len(relative.parts) > 1 and relative.parts[0] not in _CELL_ARRAYS:
                 target = self.folder / relative
                 target.parent.mkdir(parents=True, exist_ok=True)
+                # links: tens of gigabytes must not be copied to change some statistics
                 _link(path, target)
 
     def array(self, name: str) -> Any:
@@ -128,6 +131,7 @@ class SceneWriter:
         attributes: dict[str, Any],
     ) -> None:
         """Lay out a sharded raster of a type and its fill value."""
+        # small scenes get one small shard, not a padded large one
         lead, sides = shape[:-2], shape[-2:]
         shard = tuple(min(SHARD_PX, -(-side // CHUNK_PX) * CHUNK_PX) for side in sides)
         self._arrays[name] = self._group.create_array(
@@ -190,6 +194,7 @@ class SceneWriter:
         }
         tree = {"format_version": FORMAT_VERSION, "digests": digests, "files": files}
         write_atomically(self.folder / MARKER, json.dumps(tree, indent=0, sort_keys=True).encode())
+        # the old scene goes only now that the new one is complete on disk
         final = store / self._header.id
         shutil.rmtree(final, ignore_errors=True)
         self.folder.rename(final)
@@ -207,6 +212,7 @@ def _link(path: Path, target: Path) -> None:
 
 
 def _files(folder: Path) -> list[Path]:
+    # sorted, so that equal scenes have equal markers
     return sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / MARKER)
 
 
@@ -220,6 +226,7 @@ def _fingerprint(path: Path, sync: bool = False) -> list[Any]:
 
 def _header_tree(header: SceneHeader) -> dict[str, Any]:
     grid = header.grid
+    # through JSON once: what is read back equals what was written, tuples aside
     plain = {k: v for k, v in header.__dict__.items() if k != "grid"}
     place = {"crs": grid.crs.to_wkt(), "transform": list(grid.transform)[:6], "shape_px": list(grid.shape_px)}
     tree: dict[str, Any] = json.loads(json.dumps(plain | {"grid": place}))
@@ -259,6 +266,7 @@ def problems(folder: Path, deep: bool = False) -> list[str]:
 def _problem(path: Path, expected: list[Any], deep: bool) -> str:
     if not path.is_file():
         return f"{path} is missing"
+    # the size costs nothing; the checksum reads everything
     if path.stat().st_size != expected[0]:
         return f"{path} has {path.stat().st_size} bytes, not {expected[0]}"
     if deep and _fingerprint(path)[1] != expected[1]:
@@ -271,6 +279,7 @@ class StoredScene:
 
     def __init__(self, folder: Path) -> None:
         """Open a scene; raises `CorruptDataError` naming what is missing, truncated or unfinished."""
+        # Zarr takes a missing chunk for one of nodata: look before it does
         found = problems(folder)
         if found:
             raise CorruptDataError(f"{found[0]}. Remove {folder} and run again: the scene is made anew.")
@@ -292,6 +301,7 @@ class StoredScene:
         array: Any = self._group[name]
         try:
             return np.asarray(array[where or ...])
+        # a failed CRC is a ValueError, a broken blosc frame a RuntimeError
         except (ValueError, RuntimeError, OSError) as error:
             raise CorruptDataError(
                 f"{self.folder / name} cannot be decoded ({error}). Remove {self.folder} and run again."

@@ -76,6 +76,7 @@ def nominal_gsd_m(request: ShardConfig, spools: Sequence[Spool]) -> float:
     if request.gsd_m != "native":
         return float(request.gsd_m)
     own = min(b.gsd_m for b in request.instrument.select(request.bands))
+    # the median: one odd scene must not name the set
     measured = sorted(s.gsd_m for s in spools)[len(spools) // 2]
     return own if abs(measured / own - 1) <= NOMINAL else float(f"{measured:.3g}")
 

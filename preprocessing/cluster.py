@@ -31,6 +31,7 @@ class Pool:
         self._scratch = tempfile.TemporaryDirectory(prefix="dask-")
         self._cluster = distributed.LocalCluster(
             n_workers=self._workers,
+            # GDAL, zarr and numpy hold memory per thread: processes keep it countable
             threads_per_worker=1,
             processes=True,
             dashboard_address="127.0.0.1:0",  # two runs on one machine must not want the same port
@@ -51,10 +52,12 @@ class Pool:
             yield from map(work, jobs)
             return
         distributed = _distributed()
+        # impure: equal jobs of two runs must both touch the disk
         futures = self._client.map(work, jobs, pure=False)
         try:
             for future in distributed.as_completed(futures):
                 yield future.result()
+                # else the scheduler would keep every result until the end
                 future.release()
         except distributed.KilledWorker as error:
             raise PipelineError(

@@ -10,12 +10,17 @@ from pipeline.sample import NODATA, SCALE, Flag
 from preprocessing.grids import Grid
 
 _STANDARD_NAMES = dict.fromkeys(("L1C", "L1TP", "L1GT", "L1GS"), "toa_bidirectional_reflectance")
+_CONVENTIONS = {
+    "proj": "f17cb550-5864-4468-aeb7-f3180cfb622f",
+    "spatial": "689b58e2-cf7b-45e0-9fff-9cfc0883d6b4",
+}
+"""GeoZarr's conventions by name, with the identifiers their specifications fix."""
 _ON_GRID = {"grid_mapping": "spatial_ref", "coordinates": "spatial_ref"}
 """`coordinates` as well: xarray then hands the CRS along with the array without further options."""
 
 
 def standard_name(level: str) -> str:
-    """Return the CF name of what a processing level holds: reflectance at the top of the atmosphere or of the surface."""
+    """Return the CF name of what a processing level holds: top-of-atmosphere or surface reflectance."""
     return _STANDARD_NAMES.get(level, "surface_bidirectional_reflectance")
 
 
@@ -59,6 +64,7 @@ def crs_attributes(grid: Grid) -> dict[str, Any]:
     crs, t = grid.crs, grid.transform
     wkt = crs.to_wkt()
     name = "latitude_longitude" if crs.is_geographic else "transverse_mercator"
+    # naming a projection wrongly is worse than not at all: the WKT is always there
     known = {"grid_mapping_name": name} if crs.is_geographic or "Transverse_Mercator" in wkt else {}
     return known | {
         "crs_wkt": wkt,
@@ -68,16 +74,27 @@ def crs_attributes(grid: Grid) -> dict[str, Any]:
 
 
 def group_attributes(grid: Grid) -> dict[str, Any]:
-    """Return the attributes of a scene's group (GeoZarr `proj:` and `spatial:`)."""
+    """Return the attributes of a scene's group (GeoZarr `proj:` and `spatial:`), with the conventions they follow."""
     left, bottom, right, top = grid.bounds
-    crs, epsg = grid.crs, grid.crs.to_epsg()
-    return {
+    epsg = grid.crs.to_epsg()
+    # home-made projections have no code; the WKT says the same
+    code = {"proj:code": f"EPSG:{epsg}"} if epsg else {}
+    return code | {
         "Conventions": "CF-1.11",
-        "proj:code": f"EPSG:{epsg}" if epsg else None,
-        "proj:wkt2": crs.to_wkt(version="WKT2_2019"),
+        "zarr_conventions": [_convention(name, uuid) for name, uuid in _CONVENTIONS.items()],
+        "proj:wkt2": grid.crs.to_wkt(version="WKT2_2019"),
         "spatial:dimensions": ["y", "x"],
         "spatial:transform": list(grid.transform)[:6],
         "spatial:shape": list(grid.shape_px),
         "spatial:bbox": [left, min(bottom, top), right, max(bottom, top)],
         "spatial:registration": "pixel",
+    }
+
+
+def _convention(name: str, uuid: str) -> dict[str, str]:
+    return {
+        "name": name,
+        "uuid": uuid,
+        "schema_url": f"https://raw.githubusercontent.com/zarr-conventions/{name}/refs/tags/v0.1/schema.json",
+        "spec_url": f"https://github.com/zarr-conventions/{name}/blob/v0.1/README.md",
     }

@@ -58,6 +58,7 @@ class Strip:
         self._pixels = stored.read("reflectance", slice(None), rows)
         self._mask = stored.read("mask", rows)
         self._cells = stored.read("cells", slice(None), slice(top // cell, end // cell))
+        # a set may mix scenes with and without labels
         self._labels = stored.read("label", rows) if stored.has_labels else None
 
     def count(self, histogram: Histogram) -> None:
@@ -86,6 +87,7 @@ class Strip:
 
     def _window(self, tile: Tile, unit_px: int) -> tuple[slice, slice]:
         """Return the rows and columns of a tile in this strip, in units of `unit_px`."""
+        # tiles lie on the cell grid, so that these divisions have no rest
         top, left, size = tile.row_px - self._top_px, tile.column_px, tile.size_px
         return (
             slice(top // unit_px, (top + size) // unit_px),
@@ -97,6 +99,7 @@ class Strip:
         if wanted is None or self._labels is None:
             return None
         part = self._labels[rows, columns]
+        # codes beyond the list, and unlabelled pixels, win nothing
         counts = np.bincount(part.ravel(), minlength=256)[: len(wanted.classes)]
         best = int(counts.argmax())
         return best if counts[best] >= wanted.min_share * part.size else None
@@ -106,6 +109,7 @@ class Strip:
         grid = scene.grid
         t = grid.transform
         lon, lat = tiling.corners([tile], grid.lonlat)
+        # a code is short; the WKT only where there is none
         epsg = grid.crs.to_epsg()
         return {
             "scene": scene.id,

@@ -42,6 +42,7 @@ class Grid:
     @property
     def bounds(self) -> tuple[float, float, float, float]:
         """(left, bottom, right, top) in units of the CRS; bottom and top as the transform has them."""
+        # by hand: multiplying affine by a tuple is on its way out
         t = self.transform
         return t.c, t.f + t.e * self.height_px, t.c + t.a * self.width_px, t.f
 
@@ -71,6 +72,7 @@ class Grid:
 
 def metres_per_degree(latitude: float) -> tuple[float, float]:
     """Return the length in metres of a degree of longitude and of latitude on the WGS 84 ellipsoid."""
+    # on a sphere of mean radius the north-south pixel would be off by up to half a percent
     a, e2 = 6378137.0, 0.00669437999014
     phi = math.radians(latitude)
     w = math.sqrt(1 - e2 * math.sin(phi) ** 2)
@@ -85,6 +87,7 @@ def read_grid(path: str) -> Grid:
             grid = Grid(source.crs, source.transform, source.width, source.height)
     except RasterioError as error:
         raise SceneError(f"{path} cannot be opened ({error}); fetch the product again.") from error
+    # rasterio opens such a file without complaint
     if grid.crs is None:
         raise SceneError(f"{path} has no coordinate system; it cannot be placed on the ground.")
     if grid.transform.b or grid.transform.d:
@@ -97,6 +100,7 @@ def check_together(paths: Sequence[str], grids: Sequence[Grid]) -> None:
 
     Extents may differ by half a pixel of the coarsest layer.
     """
+    # the coarsest pixel sets the slack: cropping to whole pixels moves an edge by up to half of one
     slack_x = max(abs(g.transform.a) for g in grids) / 2
     slack_y = max(abs(g.transform.e) for g in grids) / 2
     first, slack = grids[0], np.array([slack_x, slack_y, slack_x, slack_y])
@@ -123,6 +127,7 @@ def choose(finest: Grid, gsd_m: float | None, crs: str | None) -> Grid:
     Without `gsd_m` the finest band's own grid; with it, pixels of that size from the same upper-left corner.
     Reprojects only where `crs` is given.
     """
+    # naming the CRS a scene has already must not resample it
     if crs is not None and CRS.from_string(crs) != finest.crs:
         return _reprojected(finest, CRS.from_string(crs), gsd_m)
     dx_m, dy_m = finest.pixel_m
@@ -132,6 +137,7 @@ def choose(finest: Grid, gsd_m: float | None, crs: str | None) -> Grid:
     return Grid(
         finest.crs,
         Affine(t.a * x_factor, 0, t.c, 0, t.e * y_factor, t.f),
+        # rounded down: a pixel beyond the edge would hold invented values
         max(int(finest.width_px / x_factor + SAME_PIXEL), 1),
         max(int(finest.height_px / y_factor + SAME_PIXEL), 1),
     )
@@ -149,6 +155,7 @@ def _reprojected(grid: Grid, crs: CRS, gsd_m: float | None) -> Grid:
 
 def check_upsampling(name: str, source: Grid, target: Grid) -> None:
     """Raise `SceneError` where a band would be enlarged more than 6 times."""
+    # in metres and per axis: degrees are longer along y than along x
     factor = max(s / t for s, t in zip(source.pixel_m, target.pixel_m, strict=True))
     if factor > MAX_UPSAMPLING * UPSAMPLING_SLACK:
         raise SceneError(

@@ -27,12 +27,14 @@ def locked(folder: Path) -> Iterator[None]:
     """Hold the lock of `folder`; raises `OutputError` naming process and host that hold it."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / NAME
+    # never truncated before the lock is held: the text belongs to the holder
     with path.open("a+", encoding="utf-8") as stream:
         free = _take(stream.fileno())
         stream.seek(0)
         holder = _parse(stream.read())
         if not free or _is_alive(holder):
             raise OutputError(_message(folder, holder))
+        # not removed at the end: another run may have opened the file by then
         stream.truncate(0)
         stream.write(
             json.dumps(
@@ -52,10 +54,12 @@ def locked(folder: Path) -> Iterator[None]:
 
 def _take(descriptor: int) -> bool:
     try:
+        # ends with the process, even when it is killed: no guessing from process numbers
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError as error:
+        # some network file systems know no locks: the text has to do there
         if error.errno not in _UNSUPPORTED:
             raise
     return True

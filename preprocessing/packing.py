@@ -68,6 +68,7 @@ def plan(found: Iterable[Spool], seed: int, per_shard: int) -> dict[str, list[Sh
     records = list(found)
     made_by = {r.scene: r.digest for r in records}
     pieces = [Piece(r.scene, s) for r in records for s in r.segments]
+    # the key breaks ties, so that the order is total
     pieces.sort(key=lambda p: (hash_text(seed, p.segment.key), p.segment.key))
     return {
         split: list(_jobs(split, [p for p in pieces if p.segment.split == split], per_shard, made_by))
@@ -78,6 +79,7 @@ def plan(found: Iterable[Spool], seed: int, per_shard: int) -> dict[str, list[Sh
 def _jobs(split: str, pieces: list[Piece], per_shard: int, made_by: dict[str, str]) -> Iterator[ShardJob]:
     for number, start in enumerate(range(0, len(pieces), per_shard)):
         part = tuple(pieces[start : start + per_shard])
+        # the scene's own digest covers pixels: its segments' bytes need not be hashed here
         content = digest([[p.segment.key, p.segment.size_bytes, made_by[p.scene]] for p in part])
         yield ShardJob(f"{split}/shard-{number:06d}.tar", content, part)
 
@@ -89,11 +91,13 @@ def write_shard(job: ShardJob, output: Path, spool_folder: Path) -> Shard:
     if done:
         return done
     path.parent.mkdir(parents=True, exist_ok=True)
+    # hidden: a reader that lists *.tar must not find it
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("wb") as stream:
         for data in _segments(job.pieces, spool_folder):
             stream.write(data)
         stream.write(_END)
+        # whole records, as tar itself writes them
         stream.write(bytes(-stream.tell() % tarfile.RECORDSIZE))
         stream.flush()
         os.fsync(stream.fileno())
@@ -103,6 +107,7 @@ def write_shard(job: ShardJob, output: Path, spool_folder: Path) -> Shard:
         size_bytes=partial.stat().st_size,
         sha256=manifests.sha256(partial),
     )
+    # the checksum was taken before: it is of what was meant, not of what is found later
     partial.replace(path)
     tree = {"digest": job.digest, "shard": shard.model_dump()}
     manifests.write_atomically(record, json.dumps(tree).encode())
@@ -122,6 +127,7 @@ def _segments(pieces: Iterable[Piece], folder: Path) -> Iterator[bytes]:
     """Yield the bytes of every piece; one file is open at a time, for any number of scenes."""
     for piece in pieces:
         path = spools.data_path(folder, piece.scene)
+        # opened for each piece: a thousand scenes must not mean a thousand open files
         with path.open("rb", buffering=0) as stream:
             data = os.pread(stream.fileno(), piece.segment.size_bytes, piece.segment.offset)
         if len(data) != piece.segment.size_bytes:
@@ -132,6 +138,7 @@ def _segments(pieces: Iterable[Piece], folder: Path) -> Iterator[bytes]:
 def remove_others(output: Path, keep: Iterable[str]) -> None:
     """Remove shard files that are not in the set, left by a run with other settings."""
     kept = {output / path for path in keep}
+    # unfinished ones too
     for path in output.glob("*/*shard-*.tar*"):
         if path not in kept:
             path.unlink()

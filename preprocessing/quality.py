@@ -46,6 +46,7 @@ def empty_histogram(bands: int) -> Histogram:
 def count(histogram: Histogram, pixels: NDArray[np.int16], counted: NDArray[np.bool_]) -> None:
     """Add pixels [band, y, x] where `counted` [y, x] to a histogram, in place."""
     for row, band in zip(histogram, pixels, strict=True):
+        # shifted, so that -32768 counts at 0
         row += np.bincount(band[counted].astype(np.int64) - NODATA, minlength=VALUES)
 
 
@@ -74,6 +75,7 @@ def _statistics(row: NDArray[np.int64]) -> BandStatistics:
 
 def _quantile(row: NDArray[np.int64], n: int, q: float) -> float:
     """Return the smallest value that at least a share `q` of the pixels does not exceed."""
+    # a stored value, never one between two: equal on every machine
     place = int(np.searchsorted(row.cumsum(), math.ceil(q * n)))
     return (place + NODATA) * SCALE
 
@@ -81,6 +83,7 @@ def _quantile(row: NDArray[np.int64], n: int, q: float) -> float:
 def write_rejected(folder: Path, rejections: Sequence[Rejection]) -> None:
     """Write `rejected.csv` (product, reason), also when nothing was rejected."""
     text = io.StringIO()
+    # reasons hold commas and quotes
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["product", "reason"])
     writer.writerows([r.product, r.reason] for r in rejections)

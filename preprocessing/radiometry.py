@@ -59,10 +59,12 @@ def lay_out(scene: Scene, gsd_m: float | None, crs: str | None) -> Layout:
 
     Raises `SceneError` naming the files where they do not belong together.
     """
+    # quality layers too: a mask of other ground would mark the wrong pixels
     paths = [b.path for b in scene.bands] + [m.path for m in scene.masks]
     found = [grids.read_grid(p) for p in paths]
     grids.check_together(paths, found)
     bands, masks = found[: len(scene.bands)], found[len(scene.bands) :]
+    # by area: real pixels are not always square
     finest = min(bands, key=lambda g: abs(g.transform.a * g.transform.e))
     target = grids.choose(finest, gsd_m, crs)
     for band, grid in zip(scene.bands, bands, strict=True):
@@ -77,6 +79,7 @@ def read_numbers(path: str, empty: int) -> NDArray[Any]:
     """
     try:
         with rasterio.Env(**GDAL_SETTINGS), rasterio.open(path) as source:
+            # codes of 8 bits use every value, so only 16 bits have room for a sentinel
             wide = source.dtypes[0] == "uint16"
             buffer = np.full(source.shape, UNREAD if wide else empty, source.dtypes[0])
             source.read(1, out=buffer)
@@ -99,8 +102,10 @@ def to_units(band: BandSource, numbers: NDArray[Any]) -> NDArray[np.float64]:
 
 def round_units(units: NDArray[np.floating]) -> tuple[NDArray[np.int16], NDArray[np.bool_]]:
     """Round to stored int16 (ties to even); returns them with where they were too large. NaN becomes nodata."""
+    # numpy turns NaN into an arbitrary integer
     valid = np.isfinite(units)
     whole = np.rint(np.where(valid, units, 0))
+    # -32767 is the least: one less would read as nodata
     pixels = np.where(valid, np.clip(whole, LOW, HIGH), NODATA).astype(np.int16)
     return pixels, valid & (whole > HIGH)
 
@@ -113,9 +118,12 @@ def band_images(layout: Layout, how: str) -> Iterator[BandImage]:
 
 def band_image(band: BandSource, grid: Grid, target: Grid, how: str) -> BandImage:
     """Read one band and bring it onto the target grid."""
+    # an 8-bit buffer starts as nodata, so what is not decoded stays unmeasured
     numbers = read_numbers(band.path, band.nodata_dn)
+    # on numbers, before conversion: nothing is mixed, so the exact path applies
     if how == "nearest" and grid.crs == target.crs:
         numbers, grid = resampling.nearest(numbers, grid, target), target
+    # equality of transforms, not closeness: a copy is exact only on the same grid
     if grid == target:
         return _exact(band, numbers)
     return _resampled(band, numbers, grid, target, how)
@@ -125,6 +133,7 @@ def _exact(band: BandSource, numbers: NDArray[Any]) -> BandImage:
     """Convert without resampling: a table over all DN for 8 and 16 bit, arithmetic in strips for the rest."""
     pixels = np.empty(numbers.shape, np.int16)
     saturated = np.empty(numbers.shape, np.bool_)
+    # one look-up a pixel instead of float arithmetic
     table = _table(band, numbers.dtype)
     for rows in resampling.strips(numbers.shape[0]):
         part = numbers[rows]
@@ -143,6 +152,7 @@ def _table(band: BandSource, kind: np.dtype[Any]) -> tuple[NDArray[np.int16], ND
 
 def _convert(band: BandSource, numbers: NDArray[Any]) -> tuple[NDArray[np.int16], NDArray[np.bool_]]:
     units = to_units(band, numbers)
+    # tested on the number: with an offset, DN 0 would become a plausible -0.1
     units[numbers == band.nodata_dn] = np.nan
     pixels, too_large = round_units(units)
     return pixels, too_large | _is_saturated(band, numbers)
@@ -156,8 +166,10 @@ def _is_saturated(band: BandSource, numbers: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def _resampled(band: BandSource, numbers: NDArray[Any], grid: Grid, target: Grid, how: str) -> BandImage:
+    # float32 holds 16-bit numbers exactly; the weights cost far less than one unit
     units = to_units(band, numbers).astype(np.float32)
     valid = (numbers != band.nodata_dn) & np.isfinite(units)
+    # nearest: half-saturated is not a meaningful number
     saturated = resampling.nearest(_is_saturated(band, numbers).astype(np.uint8), grid, target).astype(
         np.bool_
     )
@@ -179,6 +191,7 @@ def mask_flags(mask: MaskSource, grid: Grid, target: Grid) -> NDArray[np.uint8]:
     codes = read_numbers(mask.path, 0)
     if not np.issubdtype(codes.dtype, np.integer):
         raise SceneError(f"{mask.path} holds {codes.dtype}, not class codes or bit fields.")
+    # all codes through a table: one pass, whatever the number of classes
     size = np.iinfo(codes.dtype).max + 1
     if size > 1 << 16:
         raise SceneError(f"{mask.path} holds {codes.dtype}; quality layers have 8 or 16 bits.")

@@ -41,12 +41,16 @@ def taps(source_origin: float, source_step: float, centres: NDArray[np.float64],
     """Lay out bilinear taps for target `centres` (CRS units) on a source axis of `size_px` pixels."""
     at = (centres - source_origin) / source_step
     step = abs(centres[1] - centres[0]) / abs(source_step) if len(centres) > 1 else 1.0
+    # a target coarser than the source widens the triangle, as GDAL does; else it would alias
     reach = max(float(step), 1.0)
+    # 1e-9: on nested grids rounding must not shift the taps by a pixel
     first = np.floor(at - 0.5 - reach + 1e-9).astype(np.intp) + 1
     positions = first + np.arange(int(np.ceil(2 * reach)))[:, None]
     weights = np.maximum(0.0, 1 - np.abs(positions + 0.5 - at) / reach)
+    # widened triangles do not sum to 1 by themselves
     weights /= weights.sum(0)
     return Taps(
+        # clamped, not dropped: an edge pixel keeps its value instead of losing weight
         np.clip(positions, 0, size_px - 1),
         weights.astype(np.float32),
         np.clip(np.floor(at).astype(np.intp), 0, size_px - 1),
@@ -76,12 +80,15 @@ def bilinear(
     values, valid: [y, x] of the source.
     """
     columns, rows = axes(source, target)
+    # most bands have no gaps: that saves half the work
     complete = bool(valid.all())
+    # 0 and not NaN: a NaN times weight 0 is still NaN
     known = values if complete else np.where(valid, values, np.float32(0))
     for strip in strips(target.height_px):
         total = _mix(known, columns, rows, strip)
         if not complete:
             share = _mix(valid.astype(np.float32), columns, rows, strip)
+            # validity is that of the own source pixel, so that gaps neither shrink nor grow
             inside = valid[np.ix_(rows.nearest[strip], columns.nearest)]
             total = np.where(inside, total / np.where(inside, share, np.float32(1)), np.float32(np.nan))
         yield strip, total
@@ -90,6 +97,7 @@ def bilinear(
 def _mix(values: Image, columns: Taps, rows: Taps, strip: slice) -> Image:
     """Weigh source pixels: along x for the source rows this strip needs, then along y."""
     positions, weights = rows.positions[:, strip], rows.weights[:, strip]
+    # only the source rows this strip needs are widened
     low, high = int(positions.min()), int(positions.max()) + 1
     part = values[low:high]
     wide = sum(part[:, p] * w for p, w in zip(columns.positions, columns.weights, strict=True))
@@ -112,6 +120,7 @@ def warp(
     values: NDArray[ScalarT], source: Grid, target: Grid, how: Resampling, nodata: float
 ) -> NDArray[ScalarT]:
     """Reproject [y, x] to another coordinate system; pixels without source become `nodata`."""
+    # GDAL leaves pixels without source as they were
     result = np.full(target.shape_px, nodata, values.dtype)
     reproject(
         values,

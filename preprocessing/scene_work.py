@@ -49,9 +49,11 @@ class SceneJob:
         """Identify everything that decides the stored pixels."""
         keys = {"sensor", "bands", "gsd_m", "crs", "offset", "resampling", "labels"}
         scene = self.scene
+        # names without folders: an archive that was moved is still the same
         sources = [(Path(b.path).name, b.scale, b.offset, b.nodata_dn, b.saturated_dn) for b in scene.bands]
         masks = [(Path(m.path).name, sorted(m.classes.items()), sorted(m.bits.items())) for m in scene.masks]
         tree = self.config.model_dump(mode="json", include=keys)
+        # only what decides stored numbers: class names and shares do not
         tree["labels"] = tree["labels"] and tree["labels"]["first_code"]
         return digest([archive.FORMAT_VERSION, scene.id, scene.level, tree, sources, masks])
 
@@ -78,6 +80,7 @@ def work(job: SceneJob) -> Spool | Rejection:
             return done
         store_scene(job)
         return write_samples(job, StoredScene(job.store / job.scene.id))
+    # returned, not raised: one bad scene must not end the others
     except SceneError as error:
         return Rejection(str(job.scene.location), str(error))
 
@@ -87,10 +90,12 @@ def store_scene(job: SceneJob) -> None:
     final = job.store / job.scene.id
     marker = archive.read_marker(final)
     wanted = {"pixels": job.pixel_digest(), "cells": job.cell_digest()}
+    # a damaged scene counts as none: it is made again
     found = marker["digests"] if marker and not archive.problems(final) else {}
     if found == wanted:
         return
     folder = job.folder / f"{job.scene.id}.zarr"
+    # another index or flag needs the pixels, not the product
     if found.get("pixels") == wanted["pixels"]:
         writer = SceneWriter(folder, _header(job, StoredScene(final).header.grid))
         writer.take_over(final)
@@ -123,6 +128,7 @@ def _store_pixels(job: SceneJob, folder: Path) -> SceneWriter:
     layout = radiometry.lay_out(scene, None if config.gsd_m == "native" else config.gsd_m, config.crs)
     writer = SceneWriter(folder, _header(job, layout.target))
     writer.start()
+    # one band in memory at a time; the mask collects what each says
     mask = np.zeros(layout.target.shape_px, np.uint8)
     for source, grid in zip(scene.masks, layout.masks, strict=True):
         mask |= radiometry.mask_flags(source, grid, layout.target)
@@ -138,8 +144,10 @@ def _store_pixels(job: SceneJob, folder: Path) -> SceneWriter:
 def _labels(layout: radiometry.Layout, path: str, first_code: int) -> NDArray[np.uint8]:
     """Return class numbers [y, x] on the scene's grid; codes before the first become `NO_LABEL`."""
     own = grids.read_grid(path)
+    # clamped edges would spread a raster of other ground over the scene
     grids.check_together([layout.scene.bands[0].path, path], [layout.bands[0], own])
     codes = resampling.nearest(radiometry.read_numbers(path, 0), own, layout.target).astype(np.int64)
+    # signed: unsigned codes below the first would wrap to large classes
     numbers = codes - first_code
     outside = (numbers < 0) | (numbers >= archive.NO_LABEL)
     return np.where(outside, archive.NO_LABEL, numbers).astype(np.uint8)
@@ -152,6 +160,7 @@ def _cells(writer: SceneWriter, config: ShardConfig) -> NDArray[np.float32]:
     cells = np.zeros((len(config.indices), height, width, 3), np.float32)
     counted = (mask & int(config.unclear_bits)) == 0
     for rows in resampling.strips(height * cell, STRIP_PX // cell * cell or cell):
+        # read back as stored: the statistics must be those of the numbers in the shards
         bands = _index_bands(writer, config, rows, width * cell)
         values = np.stack(
             [index(name)(*(bands[b] for b in config.index_bands(name))) for name in config.indices]
@@ -165,6 +174,7 @@ def _index_bands(
     writer: SceneWriter, config: ShardConfig, rows: slice, width: int
 ) -> dict[str, NDArray[np.float32]]:
     """Read back, as reflectance, the bands the indices need."""
+    # once each: nir serves all three default indices
     names = dict.fromkeys(b for name in config.indices for b in config.index_bands(name))
     return {
         n: np.asarray(writer.array("reflectance")[config.bands.index(n), rows, :width]).astype(np.float32)

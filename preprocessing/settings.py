@@ -120,6 +120,7 @@ class ShardConfig(Config):
     @field_validator("clear_excludes")
     @classmethod
     def _known_flags(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        # nodata is never clear, so it is not a choice
         known = [str(f.name).lower() for f in Flag if f is not Flag.NODATA]
         for name in names:
             if name not in known:
@@ -128,6 +129,7 @@ class ShardConfig(Config):
 
     @model_validator(mode="after")
     def _fits(self) -> ShardConfig:
+        # before any scene is opened: a misspelt band would otherwise reject them all
         self.instrument.select(self.bands)
         for name in self.indices:
             self.index_bands(name)
@@ -138,6 +140,7 @@ class ShardConfig(Config):
         return self
 
     def _check_upsampling(self) -> None:
+        # a scene's own grids are looked at when it is opened
         if self.gsd_m == "native":
             return
         for band in self.instrument.select(self.bands):
@@ -181,6 +184,7 @@ class ShardConfig(Config):
 
     def allowed_rejections(self, scenes: int) -> int:
         """Return how many of `scenes` may be rejected."""
+        # 1 means one scene and 1.0 too: nobody asks for "all may fail"
         if isinstance(self.max_rejected, int) or self.max_rejected >= 1:
             return int(self.max_rejected)
         return int(self.max_rejected * scenes)
@@ -205,6 +209,7 @@ def agree(config: ShardConfig, fresh: bool = False) -> list[str]:
     differences where the stored numbers would change their meaning.
     """
     path = config.output / NAME
+    # the paths and the number of workers may change: they do not decide any byte
     new = comparable(config)
     try:
         old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else new
@@ -213,12 +218,14 @@ def agree(config: ShardConfig, fresh: bool = False) -> list[str]:
             f"{path} cannot be read ({error}). Take another `output`, or remove this one."
         ) from error
     changed = differences(old, new)
+    # nested keys stand as `split.seed`: their first word decides
     refused = [c for c in changed if c.split(":")[0].split(".")[0] not in ARRANGING_KEYS]
     if refused and not fresh:
         raise OutputError(
             f"{config.output} was made with other settings: {'; '.join(refused)}. Take another `output`,"
             " or remove this one to make it again."
         )
+    # written at once: a run that is killed later must find what it was about
     config.output.mkdir(parents=True, exist_ok=True)
     manifest.write_atomically(path, (json.dumps(new, indent=1, sort_keys=True) + "\n").encode())
     return changed

@@ -64,12 +64,14 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(argv)
     path, words = COMMAND.split(arguments.words)
     request = config.load(ShardConfig, path, words)
+    # before the lock: a dry run, and a wrong path, must not touch the output
     found = find_scenes(request)
     if arguments.dry_run:
         show_plan(request, found)
         return EXIT_DONE
     try:
         with lock.locked(request.output):
+            # a first try with wrong bands stores nothing, and must not block the second
             fresh = archive.is_empty(request.output / archive.FOLDER)
             shard(request, found, settings.agree(request, fresh))
     except OSError as error:
@@ -134,6 +136,7 @@ def shard(request: ShardConfig, found: Found, changed: Sequence[str]) -> None:
         return
     if changed:
         console.say(f"settings changed ({'; '.join(changed)}): what depends on them is made again.")
+    # from here on the set is not whole: training must not start on it
     (request.output / manifests.NAME).unlink(missing_ok=True)
     archive.create(request.output / archive.FOLDER)
     with Pool(request.workers) as pool:
@@ -152,6 +155,7 @@ def is_finished(request: ShardConfig, found: Found) -> bool:
     rejected = set(quality.rejected_products(request.output))
     present = {str(j.scene.location): j.scene.id for j in found.jobs}
     present |= {r.product: "" for r in found.rejections}
+    # a rejected product stays so until someone asks: retrying would never be "finished"
     scenes = {name for product, name in present.items() if product not in rejected}
     same = scenes == {s.id for s in made.scenes} and rejected <= set(present)
     return same and made.settings == settings.comparable(request) and is_whole(request.output, made)
@@ -176,6 +180,7 @@ def already(request: ShardConfig) -> str:
 def work_scenes(request: ShardConfig, found: Found, pool: Pool) -> tuple[list[Spool], list[Rejection]]:
     """Bring all scenes to samples; raises `RejectedError` where too many cannot be used."""
     progress = console.Progress("scenes", len(found.jobs), "scenes")
+    # a single large scene takes minutes: say at once that work has begun
     progress.advance(0)
     spools, rejections = [], list(found.rejections)
     for result in pool.run(scene_work.work, found.jobs):
@@ -184,8 +189,10 @@ def work_scenes(request: ShardConfig, found: Found, pool: Pool) -> tuple[list[Sp
         else:
             spools.append(result)
         progress.advance(note=f"{sum(len(s.segments) for s in spools)} tiles, {len(rejections)} rejected")
+    # results come in any order; reports must not
     rejections.sort(key=lambda r: r.product)
     quality.write_rejected(request.output, rejections)
+    # after all were tried: the list is complete, and what is done is kept
     if len(rejections) > request.allowed_rejections(found.total):
         raise RejectedError(
             f"{len(rejections)} of {found.total} scenes were rejected, more than max_rejected"

@@ -76,6 +76,7 @@ def describe(made: Manifest) -> str:
 def first_samples(folder: Path, made: Manifest, split: str, count: int) -> list[Sample]:
     """Return the first samples of a split; their order is shuffled already."""
     paths = [folder / shard.path for shard in made.shards(split)]
+    # lazily: only as many shards are opened as the picture needs
     found = ((key, members, path) for path in paths for key, members in packing.read_shard(path))
     return [sample.decode(key, members, str(path)) for key, members, path in itertools.islice(found, count)]
 
@@ -96,6 +97,7 @@ def natural_colours(made: Manifest, tile: Sample) -> Picture:
     names = made.contract.band_names
     bands = tuple(sensor(made.contract.sensor).resolve(role, names).name for role in ("red", "green", "blue"))
     places = made.contract.band_positions(bands)
+    # the set's own quantiles, as the model sees them
     stretched = normalisation("minmax", tuple(made.statistics[p] for p in places))(tile.pixels[places])
     return (stretched**GAMMA * 255).astype(np.uint8)
 

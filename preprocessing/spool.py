@@ -56,11 +56,13 @@ class Spool:
 
 
 def segment(sample: Sample, codec: Codec) -> bytes:
-    """Return a sample as a piece of a tar file: members sorted, no time, no owner, so that equal samples are equal bytes."""
+    """Return a sample as a piece of a tar file: sorted members without time or owner, equal for equal samples."""
     stream = io.BytesIO()
     for suffix, data in sorted(samples.encode(sample, codec).items()):
+        # TarInfo's defaults: no time, no owner
         header = tarfile.TarInfo(f"{sample.key}.{suffix}")
         header.size = len(data)
+        # USTAR: with short names every reader knows it, and no PAX header appears
         stream.write(header.tobuf(tarfile.USTAR_FORMAT))
         stream.write(data)
         stream.write(bytes(-len(data) % tarfile.BLOCKSIZE))
@@ -87,6 +89,7 @@ class SpoolWriter:
         """Start anew, replacing what an interrupted run left."""
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._scene = folder, scene
+        # first of all: a record must never describe another file
         _record_path(folder, scene).unlink(missing_ok=True)
         self._stream = data_path(folder, scene).open("wb")
         self.segments: list[Segment] = []
@@ -105,6 +108,7 @@ class SpoolWriter:
 
     def finish(self, spool: Spool, histogram: Histogram) -> None:
         """Write the histogram of the training tiles and, last, the record."""
+        # data before record: the record is the promise that the data is there
         self.close()
         buffer = io.BytesIO()
         np.save(buffer, histogram, allow_pickle=False)
@@ -120,6 +124,7 @@ def read(folder: Path, scene: str) -> Spool | None:
     except (FileNotFoundError, ValueError):
         return None
     segments = tuple(Segment(**s) for s in tree.pop("segments"))
+    # a copy of the folder may have been cut short
     if size != sum(s.size_bytes for s in segments):
         return None
     return Spool(segments=segments, **tree | {"notes": tuple(tree["notes"])})

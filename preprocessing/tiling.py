@@ -77,6 +77,7 @@ def tiles(mask: NDArray[np.uint8], rule: TileRule) -> tuple[list[Tile], Counter[
 
     Reasons: `nodata`, or the flag that covers most of a tile that is not clear enough.
     """
+    # flag by flag, to tell why a tile is dropped
     bits = [f for f in Flag if f & rule.unclear_bits and f is not Flag.NODATA]
     valid = _window_shares((mask & Flag.NODATA) == 0, rule)
     clear = _window_shares((mask & int(rule.unclear_bits)) == 0, rule)
@@ -98,6 +99,7 @@ def _reason(valid: float, clear: float, covers: dict[str, float], rule: TileRule
     if valid < rule.min_valid:
         return "nodata"
     if clear < rule.min_clear:
+        # a tile can be cloudy and shaded: the larger part is the reason
         name = max(covers, key=lambda n: covers[n], default="nodata")
         return name if covers.get(name, 0) > 0 else "nodata"
     return ""
@@ -129,6 +131,7 @@ def split(found: list[Tile], rule: SplitRule, footprint: Footprints) -> tuple[li
 
     A tile validates if it lies wholly on validation ground, and trains if it keeps `buffer_m` away from it.
     """
+    # no projection is needed where there is nothing to divide
     if rule.val_share == 0 or not found:
         return found, 0
     assigned = [replace(t, split=s) for t, s in zip(found, _sides(found, rule, footprint), strict=True) if s]
@@ -142,9 +145,11 @@ def _sides(found: list[Tile], rule: SplitRule, footprint: Footprints) -> Iterato
     along_x, along_y = stretch(np.abs(lat).max(1))
     for k in range(len(found)):
         box = (x[k].min(), y[k].min(), x[k].max(), y[k].max())
+        # wholly inside: a tile half on training ground would leak into it
         if all(rule.in_validation(*b) for b in blocks(box, rule.block_m)):
             yield "val"
             continue
+        # the plane keeps areas, not lengths: a metre is another length at every latitude
         dx, dy = rule.buffer_m * along_x[k], rule.buffer_m * along_y[k]
         grown = (box[0] - dx, box[1] - dy, box[2] + dx, box[3] + dy)
         yield "" if any(rule.in_validation(*b) for b in blocks(grown, rule.block_m)) else "train"
@@ -152,6 +157,7 @@ def _sides(found: list[Tile], rule: SplitRule, footprint: Footprints) -> Iterato
 
 def corners(found: list[Tile], footprint: Footprints) -> tuple[Floats, Floats]:
     """Return longitude and latitude of every tile's four corners, [tile, 4]."""
+    # clockwise from the upper left
     column = np.array([[t.column_px, t.column_px + t.size_px] for t in found], np.float64)[:, [0, 1, 1, 0]]
     row = np.array([[t.row_px, t.row_px + t.size_px] for t in found], np.float64)[:, [0, 0, 1, 1]]
     lon, lat = footprint(column.ravel(), row.ravel())
@@ -160,6 +166,7 @@ def corners(found: list[Tile], footprint: Footprints) -> tuple[Floats, Floats]:
 
 def unwrap(lon: Floats) -> Floats:
     """Make the corners [tile, 4] of tiles across the 180th meridian neighbours: longitudes beyond 180."""
+    # no tile is half a world wide: such a span means the 180th meridian
     across = np.ptp(lon, axis=1, keepdims=True) > 180
     return np.where(across & (lon < 0), lon + 360, lon)
 
@@ -173,6 +180,7 @@ def equal_area(lon: Floats, lat: Floats) -> tuple[Floats, Floats]:
 
 def stretch(lat: Floats) -> tuple[Floats, Floats]:
     """Return how many metres of the equal-area plane a metre on the ground is, along x and along y."""
+    # at the pole itself a parallel has no length
     phi = np.radians(np.clip(lat, -89.9, 89.9))
     along_x = _K0 * np.sqrt(1 - _E2 * np.sin(phi) ** 2) / np.cos(phi)
     return along_x, 1 / along_x

@@ -59,6 +59,7 @@ def _shard_problems(path: Path, shard: Shard, contract: DataContract, seen: set[
         yield f"{path} has {path.stat().st_size} bytes, not {shard.size_bytes}"
     elif manifests.sha256(path) != shard.sha256:
         yield f"{path} was altered (SHA-256 differs)"
+    # keys are collected over all shards: a sample must not come twice
     before = len(seen)
     try:
         for key, members in packing.read_shard(path):
@@ -82,6 +83,7 @@ def _sample_problems(found: Sample, path: Path, contract: DataContract, seen: se
 
 def archive_problems(folder: Path, made: Manifest) -> Iterator[str]:
     """Yield what is wrong with the stored scenes of a set; nothing where its archive was not kept."""
+    # shards travel without their archive
     store = folder / archive.FOLDER
     if not store.is_dir():
         return

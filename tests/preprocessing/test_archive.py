@@ -67,6 +67,7 @@ def test_attributes_follow_cf_and_geozarr(stored):
     assert (reflectance["_FillValue"], reflectance["grid_mapping"]) == (NODATA, "spatial_ref")
     assert reflectance["standard_name"] == "surface_bidirectional_reflectance"
     assert group.attrs["proj:code"] == "EPSG:32632"
+    assert [c["name"] for c in group.attrs["zarr_conventions"]] == ["proj", "spatial"]
     assert group.attrs["spatial:transform"] == [10, 0, 600_000, 0, -10, 5_400_000]
     assert group.attrs["spatial:bbox"] == [600_000, 5_394_800, 603_000, 5_400_000]
     assert group["mask"].attrs["flag_meanings"] == "nodata saturated cloud shadow cirrus snow"
