@@ -34,6 +34,8 @@ class Pool:
             # GDAL, zarr and numpy hold memory per thread: processes keep it countable
             threads_per_worker=1,
             processes=True,
+            # Dask counts a scene in numpy's hands as a leak, and would kill the worker on a small machine
+            memory_limit=0,
             dashboard_address="127.0.0.1:0",  # two runs on one machine must not want the same port
             local_directory=self._scratch.name,
             silence_logs=logging.CRITICAL,
