@@ -9,9 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
+from rasterio.crs import CRS
+from rasterio.errors import CRSError
 
 from pipeline import manifest, sample
 from pipeline.config import Config, UserPath, differences
@@ -80,7 +82,7 @@ class ShardConfig(Config):
     """Product family: a key of `preprocessing.readers.READERS`, or `auto` to try all of the sensor."""
     bands: tuple[str, ...] = Field(min_length=1)
     """Bands to store, by the sensor's names, in this order."""
-    gsd_m: Literal["native"] | float = "native"
+    gsd_m: Literal["native"] | Annotated[float, Field(gt=0)] = "native"
     """Pixel size in metres; `native` takes the finest requested band's own grid."""
     crs: str | None = None
     """Coordinate system to reproject to (`EPSG:32633`); none keeps each scene's own."""
@@ -126,6 +128,14 @@ class ShardConfig(Config):
             if name not in known:
                 raise ValueError(f"unknown flag `{name}`.{did_you_mean(name, known)}")
         return names
+
+    @field_validator("crs")
+    @classmethod
+    def _known_crs(cls, name: str | None) -> str | None:
+        try:
+            return name if name is None else CRS.from_string(name).to_string()
+        except CRSError as error:
+            raise ValueError(f"`{name}` is no coordinate system ({error}); write it as EPSG:32633") from error
 
     @model_validator(mode="after")
     def _fits(self) -> ShardConfig:

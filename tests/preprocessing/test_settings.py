@@ -41,6 +41,9 @@ def test_every_shipped_configuration_loads_and_says_what_it_is(path):
         ),
         ({"min_clear": 1.5}, "`min_clear`"),
         ({"split": {"val_shore": 0.1}}, "unknown key `split.val_shore`. Did you mean `val_share`"),
+        ({"gsd_m": 0}, "greater than 0"),
+        ({"gsd_m": "finest"}, "`gsd_m"),
+        ({"crs": "EPSG:99999999"}, "`crs`: `EPSG:99999999` is no coordinate system"),
         ({"labels": {"classes": []}}, "`labels.classes`"),
     ],
 )
