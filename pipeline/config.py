@@ -41,6 +41,7 @@ class _StrictLoader(yaml.SafeLoader):
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 raise yaml.constructor.ConstructorError(None, None, "a key must be a word", key.start_mark)
+            # PyYAML keeps the last one silently
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key `{key.value}` stands here twice", key.start_mark
@@ -54,6 +55,7 @@ class _StrictDumper(yaml.SafeDumper):
 
 
 _EXPONENT = r"(?:[eE][-+]?[0-9]+)"
+# YAML 1.1 would read `on` as true, `0123` as 83 and `1e-4` as text
 _StrictLoader.yaml_implicit_resolvers = {}
 for _tag, _pattern, _first in (
     ("bool", r"^(?:true|false|True|False)$", "tfTF"),

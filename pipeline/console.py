@@ -126,6 +126,7 @@ class Progress:
     def line(self, note: str = "") -> str:
         """Return the line as it would be shown now."""
         elapsed = max(time.monotonic() - self._start, 1e-9)
+        # what an earlier run finished says nothing about the speed of this one
         rate = (self.done - self._first) / elapsed
         left = (self.total - self.done) / rate if rate > 0 else float("nan")
         share = 100 * self.done / max(self.total, 1)
@@ -139,6 +140,7 @@ class Progress:
             clear = "\x1b[2K" if self.stream.isatty() else ""
             self.stream.write(clear + self.line(note) + end)
             self.stream.flush()
+        # a closed terminal must not end hours of work
         except OSError:
             LOG.debug("progress output is closed")
 

@@ -128,6 +128,7 @@ def normalisation(kind: NormalisationKind, statistics: tuple[BandStatistics, ...
     """
     if kind == "minmax":
         shift = [s.low for s in statistics]
+        # a constant band must not divide by zero
         span = [max(s.high - s.low, SCALE) for s in statistics]
     elif kind == "standardise":
         shift = [s.mean for s in statistics]

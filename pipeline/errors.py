@@ -82,6 +82,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     Matching ignores case, so `b08` finds `B08`.
     """
     names = [str(k) for k in known]
+    # reversed: of names that differ in case only, the first wins
     folded = {n.casefold(): n for n in reversed(names)}
     close = difflib.get_close_matches(str(name).casefold(), list(folded), n=1, cutoff=0.6)
     if close:

@@ -37,6 +37,7 @@ class Index:
 
 def normalised_difference(a: Array, b: Array) -> Array:
     """Return (a - b) / max(a + b, FLOOR)."""
+    # negative reflectance is legal, so the sum can be tiny or below zero
     ratio: Array = (a - b) / np.maximum(a + b, np.float32(FLOOR))
     return ratio
 

@@ -19,6 +19,7 @@ _MIX_2 = np.uint64(0x94D049BB133111EB)
 
 def hash_text(*parts: object) -> int:
     """Hash any printable parts to an unsigned 64-bit number (BLAKE2b)."""
+    # a separator that no part holds: ("a", "bc") must differ from ("ab", "c")
     text = "\x1f".join(str(p) for p in parts)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
@@ -40,6 +41,7 @@ def _finalise(x: UInt64) -> UInt64:
 
 def uniform(*parts: int | UInt64) -> NDArray[np.float64]:
     """Return numbers in the open interval (0, 1), one for each element of the broadcast parts."""
+    # half a step off zero: the logarithm of 0 must not occur
     return ((mix(*parts) >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
 
 
@@ -49,6 +51,7 @@ def permute(position: UInt64, size: int, *key: int) -> UInt64:
     A 4-round Feistel network over the next even power of two, walked until the result is inside.
     position: any shape, values below size; key: what the permutation depends on (seed, epoch).
     """
+    # two equal halves cover at most four times the range, so the walk is short
     half = max((max(size - 1, 1).bit_length() + 1) // 2, 1)
     result = np.asarray(position, np.uint64).copy()
     outside = np.ones(result.shape, bool)

@@ -84,6 +84,7 @@ class Manifest(Config):
 
     def digest(self) -> str:
         """Return a short identifier of the set's content: contract, statistics and shard checksums."""
+        # settings and scenes may be told differently for the same bytes
         tree = self.model_dump(mode="json", include={"contract", "statistics", "splits"})
         return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -96,6 +97,7 @@ def write(manifest: Manifest, folder: Path) -> Path:
 
 def write_atomically(path: Path, data: bytes) -> Path:
     """Write a file so that under its final name it is either complete or absent; returns `path`."""
+    # in the same folder: a rename is atomic only within a file system
     temporary = path.with_name(f".{path.name}.partial")
     with temporary.open("wb") as stream:
         stream.write(data)

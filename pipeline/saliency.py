@@ -28,6 +28,7 @@ def cell_statistics(
     _check_fits(values.shape[-2:], cell_px)
     v = _cells(values.astype(np.float64), cell_px)
     c = _cells(np.broadcast_to(counted, values.shape), cell_px)
+    # float64 until the end: merged cells must agree with larger ones to 1e-6
     n = c.sum(-1)
     safe = np.maximum(n, 1)
     mean = np.where(c, v, 0).sum(-1) / safe
@@ -61,6 +62,7 @@ def merge_cells(cells: NDArray[np.float32], factor: int) -> NDArray[np.float32]:
     n, mean, std = (_cells(cells[..., k].astype(np.float64), factor) for k in (N, MEAN, STD))
     total = n.sum(-1)
     safe = np.maximum(total, 1)
+    # the variance of a union: within the parts plus between their means
     merged = (n * mean).sum(-1) / safe
     square = (n * (std**2 + (mean - merged[..., None]) ** 2)).sum(-1) / safe
     return np.stack([total, merged, np.sqrt(square)], axis=-1).astype(np.float32)
@@ -76,6 +78,7 @@ def saliency(cells: NDArray[np.float32], richness_weight: float = 0.5) -> NDArra
     counted = (cells[..., N] > 0).any(0).ravel()
     richness = np.abs(cells[..., MEAN]).max(0).ravel()
     heterogeneity = cells[..., STD].astype(np.float64).mean(0).ravel()
+    # below every real value: an empty cell is never taken for a salient one
     a = richness_weight
     return a * _ranks(np.where(counted, richness, -1.0)) + (1 - a) * _ranks(
         np.where(counted, heterogeneity, -1.0)
@@ -86,6 +89,7 @@ def _ranks(values: NDArray[np.floating]) -> NDArray[np.float64]:
     """Rank to [0, 1], ties averaged."""
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
+    # tied values share their mean rank, else the order of pixels would decide
     average = last - (counts + 1) / 2
     ranks: NDArray[np.float64] = average[inverse] / max(values.size - 1, 1)
     return ranks

@@ -84,6 +84,7 @@ def encode_array(array: NDArray[np.generic], codec: Codec = "lz4") -> bytes:
     The element size is passed as typesize: over plain bytes bitshuffle would save next to nothing.
     """
     buffer = io.BytesIO()
+    # a .npy inside: shape and type travel with the bytes
     np.save(buffer, np.ascontiguousarray(array), allow_pickle=False)
     compressor = Blosc(cname=codec, clevel=_LEVELS[codec], shuffle=Blosc.BITSHUFFLE, typesize=array.itemsize)
     return bytes(compressor.encode(buffer.getvalue()))

@@ -57,6 +57,7 @@ class Sensor:
 
         Raises `ContractError` where no band present can play it.
         """
+        # fallbacks come second: nir_narrow stands in for nir only where nir is absent
         present = {b.role: b for b in self.select(names)}
         for candidate in (role, *self.fallbacks.get(role, ())):
             if candidate in present:

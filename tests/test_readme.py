@@ -46,7 +46,9 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / ".venv").symlink_to(sys.prefix)
     (folder / ".ready").touch()
     (folder / "shards").mkdir()
-    (folder / "shards/sentinel2").symlink_to("../demo/shards/sentinel2")  # what the default configuration names
+    (folder / "shards/sentinel2").symlink_to(
+        "../demo/shards/sentinel2"
+    )  # what the default configuration names
     return folder
 
 
@@ -58,7 +60,9 @@ def environment(clone: Path, **more: str) -> dict[str, str]:
 
 def fill_in(command: str) -> str:
     """Put in what README leaves to the reader, and keep trainings short."""
-    command = command.replace("/path/to/archive", "demo/archive").replace("/path/to/labelled/shards", "demo/shards/sentinel2")
+    command = command.replace("/path/to/archive", "demo/archive").replace(
+        "/path/to/labelled/shards", "demo/shards/sentinel2"
+    )
     trains = re.search(r"(pretrain|finetune)\.(py|sh)", command)
     if trains and command == "sbatch slurm/pretrain.sh":
         return f"{command} {SMALL} {TINY}"
@@ -68,7 +72,13 @@ def fill_in(command: str) -> str:
 def run(command: str, clone: Path) -> str:
     """Run a command as a shell does and return what it printed; it must succeed."""
     done = subprocess.run(
-        ["bash", "-c", command], cwd=clone, env=environment(clone), capture_output=True, text=True, timeout=280, check=False
+        ["bash", "-c", command],
+        cwd=clone,
+        env=environment(clone),
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
     )
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     assert "Traceback" not in done.stderr
@@ -103,7 +113,9 @@ def submit(command: str, clone: Path, slurm: Slurm) -> None:
     """Submit a job on the local Slurm and wait for it to complete."""
     log = clone / f"{len(list(clone.glob('*.log')))}.log"
     words = shlex.split(fill_in(command))
-    number = slurm.sbatch(f"--output={log}", *words[1:], cwd=clone, PYTHON=f"{clone}/.venv/bin/python", OMP_NUM_THREADS="1")
+    number = slurm.sbatch(
+        f"--output={log}", *words[1:], cwd=clone, PYTHON=f"{clone}/.venv/bin/python", OMP_NUM_THREADS="1"
+    )
     state = slurm.wait(number, timeout_s=240)["JobState"]
     assert state == "COMPLETED", f"{command}\n{log.read_text()}"
 
@@ -137,7 +149,9 @@ def test_every_command_works_in_the_order_of_the_text(command: str, runner: Call
 @pytest.mark.slow
 def test_the_handler_reads_the_shards_that_the_commands_made(clone: Path) -> None:
     (block,) = blocks("python")
-    told = subprocess.run([sys.executable, "-c", block], cwd=clone, capture_output=True, text=True, check=True).stdout
+    told = subprocess.run(
+        [sys.executable, "-c", block], cwd=clone, capture_output=True, text=True, check=True
+    ).stdout
     assert "(12, 96, 96)" in told.splitlines()[0]
 
 

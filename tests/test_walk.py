@@ -86,7 +86,9 @@ def test_the_walk_of_one_datum(walk: Path) -> None:
     # exactly n_shown of the cubes are shown
     tokens = Layout(12, 64)
     noise = masking.token_noise(1, batch.ids, batch.epoch, tokens.tokens)
-    draw = masking.Draw(noise, batch.saliency_BS, tokens.groups, 0.25, masking.MaskingConfig(strategy="saliency"))
+    draw = masking.Draw(
+        noise, batch.saliency_BS, tokens.groups, 0.25, masking.MaskingConfig(strategy="saliency")
+    )
     choice = masking.choose(draw, batch.valid_BS)
     assert (choice.shown_BK.shape, choice.hidden_BM.shape) == ((4, 26), (4, 230))
 
@@ -97,7 +99,9 @@ def test_the_walk_of_one_datum(walk: Path) -> None:
     cubes = to_cubes(image, tokens)
     assert cubes.shape == (4, 256, 192)
     model = SpatialSpectralMAE(ModelConfig(size="tiny"), tokens)
-    shown, hidden, counted = (torch.from_numpy(a) for a in (choice.shown_BK, choice.hidden_BM, choice.counted_BM))
+    shown, hidden, counted = (
+        torch.from_numpy(a) for a in (choice.shown_BK, choice.hidden_BM, choice.counted_BM)
+    )
     assert model.encoder(cubes, shown).shape == (4, 26, 96)
     output = model(image, shown, hidden, counted)
     assert output.predicted_BMP.shape == (4, 230, 192)

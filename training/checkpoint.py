@@ -95,6 +95,7 @@ class Store:
         final = self.folder / f"step-{state.step:08d}"
         partial = self.folder / f".{final.name}.partial"
         if self.world.main:
+            # left by a run that was killed while saving
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
         self.world.barrier()
@@ -110,6 +111,7 @@ class Store:
             save_file(weights, partial / _WEIGHTS)
             (partial / _STATE).write_text(json.dumps(state.model_dump(mode="json"), indent=1))
             _write_manifest(partial)
+            # the same step again, after a resume: the older checkpoint stands until this moment
             if final.exists():
                 shutil.rmtree(final)
             partial.rename(final)
@@ -118,6 +120,7 @@ class Store:
             raise OutputError(
                 f"checkpoint {final} could not be written ({error}); the one before is intact."
             ) from error
+        # last of all: nothing is removed before something newer is whole
         for old in self._newest_first()[self.keep_last :]:
             shutil.rmtree(old)
 
@@ -137,6 +140,7 @@ class Store:
 
     def _look(self) -> str | None:
         candidates = self._newest_first()
+        # newest first, by name: the pointer is for people and may be lost
         for candidate in candidates:
             problem = next(verify(candidate), None)
             if problem is None:

@@ -68,6 +68,7 @@ def results(runs: Sequence[RecordedRun]) -> str:
 
 def _result(run: RecordedRun, metrics: Sequence[str]) -> tuple[str, ...]:
     scores = (f"{run.metrics[m]:.4f}" if m in run.metrics else "-" for m in metrics)
+    # the median: the first steps warm up, the last ones save
     rates = sorted(value for _, value in run.curves.get("samples_per_s", []))
     rate = f"{rates[len(rates) // 2]:.0f}" if rates else "-"
     return run.name, run.kind, run.status.lower(), *scores, clock(run.duration_s), rate

@@ -130,6 +130,7 @@ def make_view(contract: DataContract, config: DataConfig, patch_px: int) -> View
 def look(sample: Sample, view: View, epoch: int) -> Sample:
     """Return the sample's crop, flip and turn of this epoch, pixels and cells alike, with the view's bands."""
     pixels, mask, cells = sample.pixels[list(view.bands)], sample.mask, sample.cells
+    # whole cells: an off-grid crop would tear the statistics from their pixels
     spare = (mask.shape[0] - view.image_px) // view.cell_px
     u = uniform(_AUGMENT, view.seed, hash_text(sample.key), epoch, np.arange(4, dtype=np.uint64))
     row, col = ((u[:2] * (spare + 1)).astype(int) if view.augment else np.full(2, spare // 2)).tolist()
@@ -139,6 +140,7 @@ def look(sample: Sample, view: View, epoch: int) -> Sample:
     cells = cells[:, row : row + across, col : col + across]
     if view.augment:
         turns, flip = int(u[2] * 4), bool(u[3] < 0.5)
+        # pixels, mask and statistics turn together
         pixels, mask, cells = (
             _turn(a, axes, turns, flip) for a, axes in ((pixels, (1, 2)), (mask, (0, 1)), (cells, (1, 2)))
         )
@@ -188,6 +190,7 @@ class ShardStream(Dataset[Batch]):
         """Return the sample numbers of this rank's step, micro-batches one after the other."""
         epoch, within = divmod(step, self.steps_per_epoch)
         first = within * self.size
+        # positions of the whole step, on every rank: only then is the share of one the rest of the others
         order = permute(
             np.arange(first, first + self.size, dtype=np.uint64),
             len(self.reader),
@@ -226,6 +229,7 @@ class Pass(Dataset[Batch]):
     def __getitem__(self, step: int) -> Batch:
         """Load one batch."""
         first = (step * self.world.size + self.world.rank) * self.batch_size
+        # every rank gets as many batches: one that waits for another under ZeRO-3 waits for ever
         looked = [self._look(n) for n in range(first, first + self.batch_size)]
         return collate(step, 0, looked, self.view)
 

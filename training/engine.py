@@ -95,6 +95,7 @@ class Engine:
         self.precision = config.resolve(world.device)
         world.connect(config.timeout_s)
         deepspeed = _import_deepspeed(world.device)
+        # ours, not "AdamW" in the configuration: that one compiles an extension for minutes
         optimiser = torch.optim.AdamW(recipe.groups, lr=1.0, betas=recipe.betas, fused=True)
         self._engine, self._optimiser, _, _ = deepspeed.initialize(
             model=model.to(world.device),
@@ -133,13 +134,16 @@ class Engine:
         summed = torch.zeros((), dtype=torch.float64, device=self.world.device)
         norm = math.nan
         for number, loss in enumerate(work.losses, start=1):
+            # DeepSpeed divides by ranks and accumulation steps; the factor undoes both
             self._engine.backward(loss * factor)
+            # stays on the device: reading it here would wait for every micro-batch
             summed += loss.detach()
             last = number == self.recipe.accumulation
             norm = self._norm_before_step() if last and self.config.zero_stage == 0 else norm
             self._engine.step()
         norm = norm if self.config.zero_stage == 0 else _number(self._engine.get_global_grad_norm())
         applied = bool(self._engine.was_step_applied())
+        # one packed reduction a step: loss, stop and skip are agreed by all ranks
         loss_sum, stops, missed = self.world.sum([float(summed), float(stop), float(not applied)])
         result = StepResult(loss_sum / total, norm, lr, applied=not missed, stop=stops > 0)
         _require_finite(result)
@@ -147,6 +151,7 @@ class Engine:
 
     def _set_lr(self, lr: float) -> None:
         for group, fixed in zip(self._optimiser.param_groups, self._fixed, strict=True):
+            # a pure function of the step, so the schedule has no state to save
             group["lr"] = lr * float(fixed.get("lr_scale", 1.0))  # type: ignore[arg-type]
 
     def _norm_before_step(self) -> float:
@@ -178,6 +183,7 @@ class Engine:
         for holder in (self._optimiser, inner):
             for group, fixed in zip(holder.param_groups, self._fixed, strict=True):
                 group.update(fixed)
+        # one tensor shared by all parameters would be advanced once for each
         for state in inner.state.values():
             if isinstance(state.get("step"), Tensor):
                 state["step"] = state["step"].clone()
@@ -208,6 +214,7 @@ def _import_deepspeed(device: torch.device) -> Any:
         raise MissingPackageError(
             "training needs deepspeed; install it with `make setup`, or `pip install deepspeed`."
         )
+    # only without a GPU: with one it would hide it
     if device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
     warnings.filterwarnings(

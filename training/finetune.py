@@ -100,6 +100,7 @@ class Finetuning:
         view = replace(view, seed=config.seed)
         layout = Layout(len(self.data.bands), view.image_px, model.patch_px, model.bands_per_cube)
         self.task = task(config.task)(reader.manifest.contract)
+        # the checkpoint's statistics, not this set's: the weights know only those
         self.normaliser = Normaliser(normalisation(self.data.normalise, self.data.statistics))
         self.stream = ShardStream(reader, view, config.batch, world)
         micro = config.batch.size // world.size // self.stream.accumulation
@@ -144,6 +145,7 @@ class Finetuning:
     @torch.no_grad()
     def evaluate(self, engine: Engine) -> NDArray[np.int64]:
         """Tally the whole validation split over all ranks, each sample once; collective."""
+        # the same wrapper as in training: ZeRO-3 gathers weights in its hooks
         engine.module.eval()
         tallies = []
         for batch in self.validation.batches(self.config.data.workers):
@@ -151,6 +153,7 @@ class Finetuning:
             predicted = engine.module(self._image(batch, slice(None))).float()
             tallies.append(self.task.tally(predicted.cpu()[usable], batch.labels_B[usable]))
         engine.module.train()
+        # tallies add up over ranks; scores would not
         mine = np.sum(tallies, axis=0)
         summed = self.world.sum(mine.ravel().astype(float).tolist())
         return np.array(summed, np.int64).reshape(mine.shape)

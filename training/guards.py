@@ -34,8 +34,10 @@ class StopSignal:
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if self.received:
+            # the second time somebody means it: no more waiting for the step
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
+        # only a flag: saving inside a handler could interrupt a save
         self.received = True
 
 

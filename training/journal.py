@@ -61,6 +61,7 @@ def read(run: Path) -> list[Line]:
         except json.JSONDecodeError:
             continue
         if "resumed_at" in record:
+            # what the earlier life did past its checkpoint is done again
             lines = [line for line in lines if line.step <= record["resumed_at"]]
         else:
             lines.append(Line(record["step"], record["time_s"], record["metrics"]))

@@ -112,6 +112,7 @@ def _resume(work: Work, engine: Engine, store: Store) -> int:
     if folder is None:
         return 0
     state = read_state(folder)
+    # a ZeRO state is cut by ranks; loading it on others would fail later and less clearly
     if state.ranks != work.world.size:
         raise ConfigError(
             f"{folder} was written by {state.ranks} ranks, not {work.world.size}; start {state.ranks} ranks."
@@ -141,6 +142,7 @@ def _loop(work: Work, engine: Engine, store: Store, tracker: Tracker, stop: Stop
         metrics = _measured(result, config.batch.size, loaded - began, now - began)
         tracker.log(step, metrics | prepared.observed | work.measure(step, engine))
         progress.advance(note=f"loss {result.loss:.4f}, lr {lr:.2e}")
+        # the same on all ranks, for result.stop was agreed by all
         if result.stop or step == span.total or step % config.save_every_steps == 0:
             store.save(engine, _state(work, step))
             tracker.commit(step)

@@ -78,18 +78,21 @@ class Choice:
 
 def counts(tokens: int, ratio: float) -> tuple[int, int]:
     """Return (n_shown, n_hidden) with n_hidden = floor(L r + 0.5): 58 of 576 shown at 90 %."""
+    # not int(L * (1 - r)), which loses a token to floating point, nor round(), which goes to even
     hidden = math.floor(tokens * ratio + 0.5)
     return tokens - hidden, hidden
 
 
 def token_noise(seed: int, sample_ids: UInt64, epoch: int, tokens: int) -> Scores:
     """Return uniform noise [B, N], a pure function of (seed, sample id, epoch, token)."""
+    # each token has its own number, so a mask does not depend on what else is in the batch
     ids, token = np.asarray(sample_ids, np.uint64)[:, None], np.arange(tokens, dtype=np.uint64)[None]
     return uniform(_SALT, seed, ids, epoch, token)
 
 
 def strength(config: MaskingConfig, step: int, warmup_steps: int, total_steps: int) -> float:
     """Return lambda at a step: 0 during warm-up, then rising to lambda_max at `full_at` of the training."""
+    # a short run may end its warm-up after full_at
     full = max(config.full_at * total_steps, warmup_steps + 1)
     progress = min(max((step - warmup_steps) / (full - warmup_steps), 0.0), 1.0)
     if config.curriculum == "cosine":
@@ -114,9 +117,12 @@ def choose(draw: Draw, valid_BS: NDArray[np.bool_]) -> Choice:
     tokens = draw.noise_BN.shape[1]
     n_shown = strategy.shown(tokens, draw.groups, draw.config)
     valid_BN = np.tile(valid_BS, (1, draw.groups))
+    # infinity sorts last, and what sorts last is hidden
     scores = np.where(valid_BN, strategy.score(draw), np.inf)
+    # stable: ties go to the lower token index on every machine
     order = np.argsort(scores, axis=1, kind="stable")
     shown, hidden = np.sort(order[:, :n_shown]), np.sort(order[:, n_shown:])
+    # what could not be measured cannot be right or wrong
     counted = np.take_along_axis(valid_BN, hidden, axis=1)
     return Choice(shown, hidden, counted, _observe(draw, shown, hidden))
 
@@ -151,13 +157,16 @@ def _spectral(draw: Draw) -> Scores:
 
 def _saliency(draw: Draw) -> Scores:
     """SSDTM: `s lambda zscore(S) + Gumbel` (draw: hidden), or the shown set as the weighted sample."""
+    # adding Gumbel noise and sorting draws without replacement, weighted by exp(score)
     gumbel = -np.log(-np.log(draw.noise_BN))
+    # repeated over the groups: saliency belongs to a place, noise to a token
     guided = draw.strength * np.tile(_zscore(draw.saliency_BS), (1, draw.groups))
     guided = guided if draw.config.policy == "mask_salient" else -guided
     return guided + gumbel if draw.config.draw == "hidden" else guided - gumbel
 
 
 def _zscore(saliency_BS: Scores) -> Scores:
+    # standardised, so that lambda means the same for flat and for rich images
     centred = saliency_BS - saliency_BS.mean(1, keepdims=True)
     scaled: Scores = centred / np.maximum(saliency_BS.std(1, keepdims=True), 1e-6)
     return scaled

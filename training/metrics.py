@@ -19,6 +19,7 @@ def classification_scores(counted: NDArray[np.int64]) -> dict[str, float]:
     """
     right = np.diag(counted).astype(np.float64)
     true, said = counted.sum(1), counted.sum(0)
+    # a class that never occurs has no recall; counting it as 0 would punish small sets
     present = true > 0
     recall = right / np.maximum(true, 1)
     f1 = 2 * right / np.maximum(true + said, 1)

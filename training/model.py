@@ -95,10 +95,12 @@ class Encoder(nn.Module):
         self.positions = Positions(layout, width)
         self.blocks = stack(width, depth, heads, config.attention)
         self.norm = nn.LayerNorm(width, eps=1e-6)
+        # after everything is made: positions are parameters of their own and keep their trunc_normal
         self.apply(initialise)
 
     def forward(self, cubes_BNP: Tensor, shown_BK: Tensor) -> Tensor:
         """Encode the cubes at indices [B, K] of [B, N, P] to [B, K, D]."""
+        # gathered first: nine in ten cubes are never embedded
         x = self.embed(gather(cubes_BNP, shown_BK).to(self.embed.weight.dtype))
         x = x + self.positions(shown_BK)
         for block in self.blocks:
@@ -131,6 +133,7 @@ class Decoder(nn.Module):
     def forward(self, encoded_BKD: Tensor, shown_BK: Tensor, hidden_BM: Tensor) -> Tensor:
         """Predict the voxels [B, M, P] of the hidden cubes. Token order does not matter to attention."""
         shown = self.enter(encoded_BKD) + self.positions(shown_BK)
+        # shown first, hidden after: attention does not mind, and the hidden are cut off by one slice
         x = torch.cat([shown, self.mask_token + self.positions(hidden_BM)], dim=1)
         for block in self.blocks:
             x = block(x)
@@ -163,8 +166,10 @@ class SpatialSpectralMAE(nn.Module):
         """Reconstruct normalised images [B, C, H, W]; see `MAEOutput`."""
         cubes_BNP = to_cubes(image_BCHW, self.layout)
         encoded_BKD = self.encoder(cubes_BNP, shown_BK)
+        # the loss is computed in float32 whatever the model runs in
         predicted_BMP = self.decoder(encoded_BKD, shown_BK, hidden_BM).float()
         wanted_BMP = targets(gather(cubes_BNP, hidden_BM).float(), self.config, self.layout)
+        # a sum, not a mean: the divisor is a number of the global batch, which no rank knows alone
         error_BM = (predicted_BMP - wanted_BMP).square().mean(-1)
         return MAEOutput((error_BM * counted_BM).sum(), predicted_BMP)
 
@@ -184,6 +189,7 @@ def targets(cubes_BMP: Tensor, config: ModelConfig, layout: Layout) -> Tensor:
 def standardise(x: Tensor) -> Tensor:
     """Shift and scale the last axis to mean 0 and deviation 1; a constant one becomes 0."""
     centred = x - x.mean(-1, keepdim=True)
+    # eps 1e-6 keeps a constant cube finite: it becomes 0, not NaN
     return centred / (centred.square().mean(-1, keepdim=True) + 1e-6).sqrt()
 
 

@@ -23,6 +23,7 @@ def _pyplot() -> Any:
         import matplotlib
     except ImportError as error:
         raise MissingPackageError("pictures need matplotlib; install it with `make setup`.") from error
+    # compute nodes have no display
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
@@ -58,6 +59,7 @@ def curves(lines: Mapping[str, Curve], label: str, path: Path) -> Path:
 
 
 def _write(figure: Any, path: Path) -> Path:
+    # to memory first: a picture is there whole or not at all
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
     _pyplot().close(figure)

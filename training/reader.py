@@ -39,8 +39,10 @@ def index_shard(path: Path) -> list[Entry]:
 
     Raises `CorruptDataError` for a damaged tar and for members that no shard of ours holds.
     """
+    # a dict keeps the order of the file, which is the order of the samples
     entries: dict[str, Entry] = {}
     try:
+        # "r:" refuses compressed files: offsets into them would mean nothing
         with tarfile.open(path, "r:") as tar:
             for member in tar:
                 _check_member(member, path)
@@ -86,6 +88,7 @@ class ShardReader:
             )
         if not path.exists():
             raise MissingInputError(f"shard {path} is missing. Copy it back, or make the set again.")
+        # the size costs nothing and finds what truncation leaves; flips need sha256
         if path.stat().st_size != shard.size_bytes:
             raise CorruptDataError(
                 f"shard {path} has {path.stat().st_size} bytes, not {shard.size_bytes}. Make it again."
@@ -100,6 +103,7 @@ class ShardReader:
         path = self.folder / shard.path
         entries = self._entries(place)
         entry = entries[number - (self._ends[place] - shard.samples)]
+        # opened for each sample: loader processes must not share a descriptor
         with path.open("rb", buffering=0) as stream:
             members = {
                 s: os.pread(stream.fileno(), size, offset) for s, (offset, size) in entry.members.items()

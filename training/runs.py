@@ -95,6 +95,7 @@ def main(
     asked = parser.parse_args(argv)
     path, words = command.split(asked.words)
     config = load(model, path, words)
+    # batch scripts ask this before they start, to find the markers
     if asked.run_folder:
         say(str(config.folder))
         return EXIT_DONE
@@ -114,6 +115,7 @@ def prepare(config: RunConfig, world: World) -> bool:
     world.require_same("configuration", dump(config))
     world.require_same("code version", __version__)
     recorded = config.folder / "config.yaml"
+    # only a run that has saved something can be continued wrongly
     if any((config.folder / "checkpoints").glob("step-*")) and config.resume == "auto":
         _require_unchanged(parse_yaml(recorded.read_text(), str(recorded)), config)
     complete = (config.folder / COMPLETE).exists() and config.resume == "auto"

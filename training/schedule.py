@@ -35,6 +35,7 @@ class OptimiserConfig(Config):
 def learning_rate(step: int, peak: float, warmup_steps: int, total_steps: int) -> float:
     """Return the rate of a step: linear warm-up, then half a cosine to 0."""
     if step < warmup_steps:
+        # + 1: a first step at rate 0 would be wasted
         return peak * (step + 1) / warmup_steps
     progress = (step - warmup_steps) / max(total_steps - warmup_steps, 1)
     return peak * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
@@ -56,6 +57,7 @@ def layer_decay_groups(
     groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
+            # one group for all layers where they do not differ: fewer groups, faster steps
             layer = _layer(name, depth) if layer_decay < 1 else depth + 1
             groups.setdefault((layer, parameter.ndim > 1), []).append(parameter)
     return [

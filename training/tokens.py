@@ -68,6 +68,7 @@ def to_cubes(image_BCHW: Tensor, layout: Layout) -> Tensor:
     """Cut images [B, C, H, W] into cubes [B, N, P]; voxels are ordered (band, y, x)."""
     B = image_BCHW.shape[0]
     T, b, g, p = layout.groups, layout.bands_per_cube, layout.side, layout.patch_px
+    # groups before places: the token index is t * S + s, so a place repeats every S tokens
     split = image_BCHW.reshape(B, T, b, g, p, g, p)
     return split.permute(0, 1, 3, 5, 2, 4, 6).reshape(B, layout.tokens, layout.voxels)
 
@@ -82,6 +83,7 @@ def to_image(cubes_BNP: Tensor, layout: Layout) -> Tensor:
 
 def gather(x_BNx: Tensor, chosen_BK: Tensor) -> Tensor:
     """Pick tokens [B, K] of [B, N, ...]."""
+    # expand makes a view: no memory is spent on the repeated index
     index = chosen_BK.unsqueeze(-1).expand(-1, -1, x_BNx.shape[-1])
     return torch.gather(x_BNx, 1, index)
 
@@ -101,7 +103,9 @@ class Normaliser:
             self._constant(v, image_BCHW.device) for v in (self.recorded.shift, self.recorded.span)
         )
         x = (image_BCHW.float() * self.recorded.scale - shift) / span
+        # clouds and glint lie far above the 99.5 % quantile; unclipped they would rule the loss
         x = x.clamp(0, 1) if self.recorded.clip else x
+        # 0 is the value that says least: the lower end of minmax, the mean of standardise
         return torch.where(image_BCHW == NODATA, torch.zeros_like(x), x)
 
     @staticmethod

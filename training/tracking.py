@@ -89,6 +89,7 @@ class Tracker:
 
     def commit(self, step: int) -> None:
         """Let MLflow have everything up to `step`: a checkpoint holds it, so no resume will rewind it."""
+        # only now: a point sent to MLflow cannot be taken back by a resume
         if self.active:
             self._feeder.put(lambda feeder: feeder.send_up_to(step))
 
@@ -166,6 +167,7 @@ class _Feeder(threading.Thread):
         tags = {"kind": self.identity.kind, "run_folder": str(self.identity.run), **self.identity.tags}
         run = client.create_run(experiment, run_name=self.identity.run.name, tags=tags)
         for key, value in self.identity.parameters.items():
+            # parameters are immutable in MLflow, so they are written once, by the life that makes the run
             client.log_param(run.info.run_id, key, str(value)[:6000])
         return str(run.info.run_id)
 
@@ -218,6 +220,7 @@ def connect(uri: str) -> Any:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    # several first runs at once would each try to create the tables
     with _locked(uri):
         client = MlflowClient(tracking_uri=uri)
         client.search_experiments(max_results=1)
@@ -240,6 +243,7 @@ def _experiment_id(client: Any, uri: str, name: str, output: Path) -> str:
     found = client.get_experiment_by_name(name)
     if found is not None:
         return str(found.experiment_id)
+    # MLflow would put artifacts below the working directory
     local = (output.resolve() / "mlartifacts").as_uri() if uri.startswith("sqlite:") else None
     return str(client.create_experiment(name, artifact_location=local))
 

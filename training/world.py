@@ -36,6 +36,7 @@ class World:
         Raises `ConfigError` naming the variables that are missing or wrong.
         """
         given = {name: os.environ.get(name) or os.environ.get(_SLURM.get(name, "")) for name in NAMES}
+        # Slurm sets SLURM_PROCID in interactive shells too: it counts only beside an address
         if not any(os.environ.get(name) for name in NAMES):
             return cls()
         missing = [name for name, value in given.items() if value is None]
@@ -91,6 +92,7 @@ class World:
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """Add up a few numbers over all ranks, in one float64 reduction."""
+        # float64: the sum of a thousand ranks must not depend on their order in the seventh digit
         packed = torch.tensor(values, dtype=torch.float64, device=self.device)
         if self.size > 1:
             dist.all_reduce(packed)
@@ -132,6 +134,7 @@ def _number(name: str, text: str | None) -> int:
 
 
 def _free_port() -> int:
+    # port 0 lets the system choose; several runs can share a laptop
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -20,7 +20,9 @@ from training.tasks.classification import Classification
 
 def test_the_probe_leaves_the_encoder_alone_and_full_tuning_does_not(trained: Path) -> None:
     before = checkpoint.read_weights(checkpoint.find(trained / "whole"), "encoder.")
-    probe, full = (checkpoint.read_weights(checkpoint.find(trained / m), "encoder.") for m in ("linear_probe", "full"))
+    probe, full = (
+        checkpoint.read_weights(checkpoint.find(trained / m), "encoder.") for m in ("linear_probe", "full")
+    )
     assert all(torch.equal(before[name], probe[name]) for name in before)
     assert not torch.equal(before["blocks.0.attention.qkv.weight"], full["blocks.0.attention.qkv.weight"])
 
@@ -36,7 +38,9 @@ def test_full_tuning_learns_the_classes(trained: Path) -> None:
     assert journal.read(trained / "full")[-1].metrics["val_accuracy"] > 0.6
 
 
-def test_what_does_not_fit_is_refused_with_the_difference(shards: Path, trained: Path, tmp_path: Path) -> None:
+def test_what_does_not_fit_is_refused_with_the_difference(
+    shards: Path, trained: Path, tmp_path: Path
+) -> None:
     tree = json.loads((shards / "manifest.json").read_text())
     other = tmp_path / "other"
     other.mkdir()
@@ -62,8 +66,16 @@ def test_what_does_not_fit_is_refused_with_the_difference(shards: Path, trained:
             ("finetune", [*common, f"data.shards={shards}", whole, "task=clasification"]),
         ],
     )
-    says = ["level: 'L2A' -> 'L1C'", "data.bands", "has no class labels", "no checkpoint in", "Did you mean `classification`"]
-    assert [expected in str(found) for expected, found in zip(says, outcomes, strict=True)] == [True] * 5, outcomes
+    says = [
+        "level: 'L2A' -> 'L1C'",
+        "data.bands",
+        "has no class labels",
+        "no checkpoint in",
+        "Did you mean `classification`",
+    ]
+    assert [expected in str(found) for expected, found in zip(says, outcomes, strict=True)] == [True] * 5, (
+        outcomes
+    )
 
 
 @pytest.mark.parametrize("name", sorted(TASKS))

@@ -34,7 +34,9 @@ def test_t03_a_second_signal_ends_at_once() -> None:
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
         "    print('too late', flush=True)\n"
     )
-    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert ended.stdout.split("\n")[:1] == ["still here"]
     assert "too late" not in ended.stdout
     assert ended.returncode == -signal.SIGTERM

@@ -55,9 +55,27 @@ def test_many_processes_create_one_database(tmp_path: Path) -> None:
 def server(tmp_path: Path) -> Iterator[str]:
     """A real MLflow server on this host."""
     port = free_port()
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    store = ["--backend-store-uri", f"sqlite:///{tmp_path}/server.db", "--default-artifact-root", str(tmp_path / "artifacts")]
-    process = subprocess.Popen([*command, *store], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+    ]
+    store = [
+        "--backend-store-uri",
+        f"sqlite:///{tmp_path}/server.db",
+        "--default-artifact-root",
+        str(tmp_path / "artifacts"),
+    ]
+    process = subprocess.Popen(
+        [*command, *store], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
     address = f"http://127.0.0.1:{port}"
     deadline = time.monotonic() + 90
     while not answers(address) and time.monotonic() < deadline:
@@ -76,7 +94,9 @@ def answers(address: str) -> bool:
 
 
 @pytest.mark.slow
-def test_a_tracking_server_by_environment(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tracking_server_by_environment(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
     config = TrackingConfig()
     assert config.resolve(tmp_path) == server
@@ -84,7 +104,9 @@ def test_a_tracking_server_by_environment(server: str, tmp_path: Path, monkeypat
     assert recorded(tmp_path / "run", server).curves["loss"] == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
 
 
-def test_t15_a_server_that_refuses_costs_the_training_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_t15_a_server_that_refuses_costs_the_training_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     config = TrackingConfig(uri=f"http://127.0.0.1:{free_port()}", close_timeout_s=30)
     run = tmp_path / "run"
     run.mkdir()

@@ -33,7 +33,14 @@ def test_the_five_variables_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_slurm_variables_stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    give(monkeypatch, MASTER_ADDR="127.0.0.1", MASTER_PORT="1", SLURM_PROCID="3", SLURM_NTASKS="4", SLURM_LOCALID="1")
+    give(
+        monkeypatch,
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT="1",
+        SLURM_PROCID="3",
+        SLURM_NTASKS="4",
+        SLURM_LOCALID="1",
+    )
     assert World.from_env() == World(3, 4, 1)
 
 
