@@ -82,9 +82,9 @@ def slurm() -> Iterator[Slurm]:
         reason = f"no local Slurm ({', '.join(missing)} not found): apt-get install slurmctld slurmd slurm-client munge"
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
     folder = Path(tempfile.mkdtemp(prefix="slurm-")) / "lab"
-    clean = {
-        name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "SBATCH", "SRUN"))
-    }
+    # OMP_NUM_THREADS: Dask's nanny leaves it in the environment of whoever started workers
+    foreign = ("SLURM", "SBATCH", "SRUN", "OMP_NUM_THREADS")
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     lab = clean | {"LAB_DIR": str(folder), "LAB_PORT": str(_free_ports(3))}
     try:
         started = subprocess.run(["bash", LAB, "start"], env=lab, capture_output=True, text=True, timeout=60)
