@@ -7,6 +7,7 @@ it no longer counts. MLflow is fed from here and can be fed again.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,11 +27,19 @@ class Line:
 
 
 class Journal:
-    """Appends to a run folder's journal; every line is flushed."""
+    """Appends to a run folder's journal; every line is flushed.
+
+    Opening it begins a life: `resumed_at` is the step it goes on from, 0 for a new run. Raises `OSError` where the
+    folder cannot be written.
+    """
 
     def __init__(self, run: Path, resumed_at: int) -> None:
         self.path = run / NAME
+        cut_short = _ends_within_a_line(self.path)
         self._stream = self.path.open("a", encoding="utf-8")
+        # a kill in mid-write leaves half a line: without this it would swallow the record of the rewind
+        if cut_short:
+            self._stream.write("\n")
         self._write({"resumed_at": resumed_at, "time_s": time.time()})
 
     def append(self, step: int, metrics: Mapping[str, float]) -> Line:
@@ -48,10 +57,18 @@ class Journal:
         self._stream.close()
 
 
+def _ends_within_a_line(path: Path) -> bool:
+    if not path.exists() or not path.stat().st_size:
+        return False
+    with path.open("rb") as stream:
+        stream.seek(-1, os.SEEK_END)
+        return stream.read(1) != b"\n"
+
+
 def read(run: Path) -> list[Line]:
     """Return the lines that count, in order: those of later lives in place of what they rewound.
 
-    A last line cut short by a kill is left out; no journal gives an empty list.
+    Lines cut short by a kill are left out; no journal gives an empty list.
     """
     path = run / NAME
     lines: list[Line] = []
