@@ -84,8 +84,15 @@ class DataContract(Config):
         return tuple(b.name for b in self.bands)
 
     def band_positions(self, names: tuple[str, ...]) -> list[int]:
-        """Return where the named bands are stored; raises `UnknownNameError` for one that is not."""
+        """Return the places of the named bands along the stored band axis, from 0, in the order of `names`.
+
+        Raises `UnknownNameError` for a band that is not stored and `ContractError` for one named twice.
+        """
         stored = list(self.band_names)
+        # a band twice is always a slip of the pen: it would only make the model larger
+        twice = sorted({n for n in names if names.count(n) > 1})
+        if twice:
+            raise ContractError(f"bands {', '.join(twice)} are listed twice; list each once.")
         for name in names:
             if name not in stored:
                 raise unknown("band", name, stored, f"the shard set of sensor {self.sensor}")

@@ -38,6 +38,11 @@ def test_bands_are_found_by_name():
         contract().band_positions(("B8",))
 
 
+def test_a_band_twice_is_refused():
+    with pytest.raises(ContractError, match="B04 are listed twice"):
+        contract().band_positions(("B04", "B03", "B04"))
+
+
 def test_flags_are_written_out():
     assert contract().flags == {
         "NODATA": 1,
