@@ -44,6 +44,8 @@ class SceneRecord(Config):
     """Processing level."""
     tiles: dict[str, int]
     """Samples in each split, and tiles dropped by reason."""
+    unlabelled: int = 0
+    """Samples that carry no label: all of them where the set has no classes."""
     notes: tuple[str, ...] = ()
     """What a person should know (a fallback band, an offset found applied)."""
 

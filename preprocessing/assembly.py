@@ -43,6 +43,7 @@ def record(made: Spool) -> SceneRecord:
         acquired=made.acquired,
         level=made.level,
         tiles=made.tiles,
+        unlabelled=made.unlabelled,
         notes=made.notes,
     )
 

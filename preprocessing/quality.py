@@ -105,10 +105,11 @@ def write_report(
     rejections: Sequence[Rejection],
     bands: dict[str, BandStatistics],
 ) -> None:
-    """Write `quality.json`: tiles by split and by reason, per scene and in all, and band statistics."""
+    """Write `quality.json`: tiles by split, by reason and without a label, and band statistics."""
     tree: dict[str, Any] = {
         "tiles": total_tiles(scenes),
-        "scenes": {s.id: {"tiles": s.tiles, "notes": s.notes, "acquired": s.acquired} for s in scenes},
+        "unlabelled": sum(s.unlabelled for s in scenes),
+        "scenes": {s.id: s.model_dump(include={"tiles", "unlabelled", "notes", "acquired"}) for s in scenes},
         "rejected": [{"product": r.product, "reason": r.reason} for r in rejections],
         "bands": {name: s.model_dump() for name, s in bands.items()},
     }

@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from preprocessing import archive, assembly, conventions, lock, packing, quality
 from preprocessing.cluster import Pool
 from preprocessing.quality import Rejection
 from preprocessing.readers import Request, discover
+from preprocessing.readers.product import raster_beside
 from preprocessing.scene_work import SceneJob
 from preprocessing.settings import ShardConfig
 from preprocessing.spool import Spool
@@ -105,10 +106,11 @@ def find_scenes(request: ShardConfig) -> Found:
         except SceneError as error:
             rejections.append(Rejection(str(product), str(error)))
     check_levels(jobs.values())
+    check_labels(request, jobs.values())
     return Found(tuple(jobs[name] for name in sorted(jobs)), tuple(rejections))
 
 
-def check_levels(jobs: Iterable[SceneJob]) -> None:
+def check_levels(jobs: Collection[SceneJob]) -> None:
     """Raise `ConfigError` where reflectance at the top of the atmosphere and of the surface would be mixed."""
     kinds = {conventions.standard_name(j.scene.level): j.scene for j in jobs}
     if len(kinds) > 1:
@@ -116,6 +118,17 @@ def check_levels(jobs: Iterable[SceneJob]) -> None:
         raise ConfigError(
             f"{examples} do not hold the same quantity, {' and '.join(kinds)}:"
             " point `scenes` at a folder with one of them."
+        )
+
+
+def check_labels(request: ShardConfig, jobs: Collection[SceneJob]) -> None:
+    """Raise `ConfigError` where labels are asked for and no scene has a class raster."""
+    # now, not after hours of work; that a raster labels anything is seen when tiles are cut
+    if request.labels and jobs and not any(job.scene.labels for job in jobs):
+        product = next(iter(jobs)).scene.location
+        raise ConfigError(
+            f"`labels` is set and none of the {len(jobs)} scenes in {request.scenes} has a class raster: put each"
+            f" beside its product, as {raster_beside(product).name} beside {product.name}, or take `labels` out."
         )
 
 
@@ -211,6 +224,7 @@ def pack(request: ShardConfig, spools: Sequence[Spool], pool: Pool) -> dict[str,
         raise ConfigError(
             f"no training tile is left ({dropped}): lower `min_valid` or `min_clear`, or change `split`."
         )
+    check_labelled(request, spools)
     jobs = [
         packing.PackJob(job, request.output, request.output / scene_work.WORK_FOLDER)
         for part in plan.values()
@@ -222,6 +236,18 @@ def pack(request: ShardConfig, spools: Sequence[Spool], pool: Pool) -> dict[str,
         done[result.path] = result
         progress.advance()
     return {split: tuple(done[job.path] for job in part) for split, part in plan.items()}
+
+
+def check_labelled(request: ShardConfig, spools: Sequence[Spool]) -> None:
+    """Raise `ConfigError` where labels are asked for and no training tile has one."""
+    wanted = request.labels
+    if wanted and not any(s.labelled for made in spools for s in made.segments if s.split == "train"):
+        last = wanted.first_code + len(wanted.classes) - 1
+        raise ConfigError(
+            f"no training tile of {request.scenes} has a label: nowhere does one of the values {wanted.first_code}"
+            f" to {last} of the class rasters cover {wanted.min_share:.0%} of a tile. Compare `labels.first_code` and"
+            " `labels.classes` with the rasters, or lower `labels.min_share`."
+        )
 
 
 def finish(
@@ -255,6 +281,8 @@ def report(request: ShardConfig, made: Manifest, rejections: Sequence[Rejection]
     rows += [
         [f"tiles {name}" if name in made.splits else f"dropped: {name}", f"{n}"] for name, n in tiles.items()
     ]
+    if made.contract.classes:
+        rows.append(["without label", f"{sum(s.unlabelled for s in made.scenes)}"])
     rows += [
         ["shards", f"{sum(map(len, made.splits.values()))}"],
         ["megabytes", f"{size / 1e6:.1f}"],

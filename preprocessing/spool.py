@@ -31,6 +31,7 @@ class Segment:
     split: str
     offset: int
     size_bytes: int
+    labelled: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,11 @@ class Spool:
     def tiles(self) -> dict[str, int]:
         """Samples by split, and tiles dropped by reason."""
         return dict(Counter(s.split for s in self.segments)) | self.dropped
+
+    @property
+    def unlabelled(self) -> int:
+        """Samples that carry no label."""
+        return sum(not s.labelled for s in self.segments)
 
 
 def segment(sample: Sample, codec: Codec) -> bytes:
@@ -97,7 +103,8 @@ class SpoolWriter:
     def add(self, sample: Sample, split: str, codec: Codec) -> None:
         """Append one sample."""
         data = segment(sample, codec)
-        self.segments.append(Segment(sample.key, split, self._stream.tell(), len(data)))
+        labelled = sample.label is not None
+        self.segments.append(Segment(sample.key, split, self._stream.tell(), len(data), labelled))
         self._stream.write(data)
 
     def close(self) -> None:

@@ -130,9 +130,14 @@ def product_name(product: Path) -> str:
     return re.sub(r"\.SAFE$", "", product.name, flags=re.IGNORECASE)
 
 
+def raster_beside(product: Path) -> Path:
+    """Return where a product's class raster is looked for."""
+    return product.parent / f"{product_name(product)}_landcover.tif"
+
+
 def labels_beside(product: Path) -> str | None:
-    """Return the class raster `<product name>_landcover.tif` that stands beside a product, if there is one."""
-    raster = product.parent / f"{product_name(product)}_landcover.tif"
+    """Return the class raster that stands beside a product, if there is one."""
+    raster = raster_beside(product)
     return str(raster) if raster.is_file() else None
 
 

@@ -1,5 +1,6 @@
 import csv
 import json
+import re
 import resource
 import shutil
 import signal
@@ -164,6 +165,35 @@ def test_quality_report_counts_every_tile(shard_set):
     assert sum(report["tiles"].values()) == 64
     assert report["tiles"]["buffer"] > 0
     assert set(report["bands"]) == set(manifests.read(shard_set).contract.band_names)
+
+
+def test_labels_without_any_class_raster_are_refused_before_the_work(products, shard_words, tmp_path):
+    product = products["sentinel2-L2A"]
+    shutil.copytree(product, tmp_path / "archive" / product.name)
+    words = [*shard_words, f"scenes={tmp_path / 'archive'}", f"output={tmp_path / 'set'}"]
+    with pytest.raises(ConfigError, match=rf"`labels` is set .* as {product.stem}_landcover\.tif beside"):
+        shard.main(words)
+    assert not (tmp_path / "set").exists()
+
+
+def test_class_rasters_that_label_no_tile_are_refused_before_packing(shard_words, tmp_path):
+    words = [*shard_words, f"output={tmp_path}"]
+    with pytest.raises(
+        ConfigError, match=r"no training tile .* has a label.* 200 to 204 .*`labels.first_code`"
+    ):
+        shard.main([*words, "labels.first_code=200"])
+    assert not list(tmp_path.glob("*/*.tar"))
+    assert shard.main(words) == 0
+
+
+def test_tiles_without_a_label_are_counted(shard_words, tmp_path, capsys):
+    shard.main([*shard_words, f"output={tmp_path}", "labels.min_share=0.8"])
+    samples = [*read_all(tmp_path).values(), *read_all(tmp_path, "val").values()]
+    unlabelled = sum(one.label is None for one in samples)
+    assert 0 < unlabelled < len(samples)
+    report = json.loads((tmp_path / "quality.json").read_text())
+    assert [report["unlabelled"], *(s["unlabelled"] for s in report["scenes"].values())] == [unlabelled] * 2
+    assert re.search(rf"without label +{unlabelled}\n", capsys.readouterr().out)
 
 
 # ---- rerunning
@@ -395,6 +425,7 @@ def test_a_run_ends_with_a_table_and_the_next_command(city_words, tmp_path, caps
     out = capsys.readouterr().out
     assert "4/4 scenes (100 %)" in out
     assert "tiles train" in out
+    assert "without label" not in out
     assert out.splitlines()[-1] == f"Next: python training/pretrain.py data.shards={tmp_path}"
 
 
