@@ -141,20 +141,23 @@ class _Feeder(threading.Thread):
             if self._client is None and job is not _Feeder.open_run:
                 return
             job(self)
-        except _mlflow_errors() as error:
+        except _all_errors() as error:
             LOG.warning(
-                "MLflow at %s: %s. The journal in %s is complete.",
+                "not recorded in MLflow at %s: %s. The journal in %s is complete.",
                 self.uri,
-                str(error).splitlines()[0],
+                (str(error) or type(error).__name__).splitlines()[0].rstrip("."),
                 self.identity.run,
             )
 
     def open_run(self) -> None:
-        """Create the MLflow run, or go on with the one this folder had at this address."""
+        """Create the MLflow run, or go on with the one this folder had at this address.
+
+        A run that MLflow no longer has is made anew, and gets everything from the journal.
+        """
         client = connect(self.uri)
         link = self.identity.run / _LINK
         known = json.loads(link.read_text()) if link.exists() else {}
-        if known.get("uri") == self.uri:
+        if known.get("uri") == self.uri and _has_run(client, known["run_id"]):
             self._run_id, self._sent = known["run_id"], known["sent"]
             client.update_run(self._run_id, status="RUNNING")
         else:
@@ -200,16 +203,27 @@ class _Feeder(threading.Thread):
         write_atomically(self.identity.run / _LINK, json.dumps(record).encode())
 
 
-def _mlflow_errors() -> tuple[type[Exception], ...]:
-    """Everything a tracker may do to us: none of it may stop a training."""
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
+def _tracker_errors() -> tuple[type[Exception], ...]:
+    """What MLflow raises when a server or a database does not do as asked."""
+    try:
+        from mlflow.exceptions import MlflowException
+        from sqlalchemy.exc import SQLAlchemyError
+    except ImportError:
+        return (OSError,)
+    return (MlflowException, SQLAlchemyError, OSError)
 
-    return (MlflowException, SQLAlchemyError, OSError, ValueError, KeyError, RuntimeError)
+
+def _all_errors() -> tuple[type[Exception], ...]:
+    """Everything a tracker may do to us, its absence included: none of it may stop a training."""
+    return (*_tracker_errors(), ImportError, ValueError, KeyError, RuntimeError)
 
 
-def connect(uri: str) -> Any:
-    """Return a client of the tracking address; a new sqlite file gets its tables once, under a lock."""
+def connect(uri: str, retries: int = 2, timeout_s: int = 20) -> Any:
+    """Return an `MlflowClient` of a tracking address; a new sqlite file gets its tables once, under a lock.
+
+    `retries` and `timeout_s` count for each request to a server, unless MLflow's own variables are set. Raises
+    `MissingPackageError` without mlflow, and `MissingInputError` where nothing at the address answers.
+    """
     try:
         from mlflow.tracking import MlflowClient
     except ImportError as error:
@@ -218,13 +232,42 @@ def connect(uri: str) -> Any:
         ) from error
     for noisy in ("mlflow", "alembic"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-    # several first runs at once would each try to create the tables
-    with _locked(uri):
-        client = MlflowClient(tracking_uri=uri)
-        client.search_experiments(max_results=1)
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", str(retries))
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(timeout_s))
+    try:
+        # several first runs at once would each try to create the tables
+        with _locked(uri):
+            client = MlflowClient(tracking_uri=uri)
+            client.search_experiments(max_results=1)
+    except _tracker_errors() as error:
+        raise MissingInputError(
+            f"no MLflow answers at {uri} ({_first_cause(error)}). Start the server, or correct the address"
+            " (`tracking.uri`, --uri or MLFLOW_TRACKING_URI)."
+        ) from error
     return client
+
+
+def _first_cause(error: BaseException) -> str:
+    """Return in one line what the operating system said below the layers that wrap it, or else the error."""
+    inner = error.__cause__ or error.__context__
+    while inner:
+        error = inner if isinstance(inner, OSError) else error
+        inner = inner.__cause__ or inner.__context__
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _has_run(client: Any, run_id: str) -> bool:
+    """Say whether MLflow has a run: not after its database was removed, or the run deleted in MLflow's pages."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        found = client.get_run(run_id)
+    except MlflowException as error:
+        # anything else, a refused connection say, tells nothing about the run
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return False
+    return bool(found.info.lifecycle_stage == "active")
 
 
 @contextmanager
@@ -252,10 +295,15 @@ def _experiment_id(client: Any, uri: str, name: str, output: Path) -> str:
 class RecordedRun:
     """One run as MLflow tells it."""
 
+    id: str
+    """MLflow's own, unlike the name never given twice."""
     name: str
     kind: str
+    """`pretrain` or a task's name."""
     status: str
+    """MLflow's word: RUNNING, FINISHED, KILLED (interrupted and saved) or FAILED."""
     duration_s: float
+    """From the first life's start to the last one's end; 0 while running."""
     parameters: dict[str, str]
     metrics: dict[str, float]
     """Last value of each metric."""
@@ -266,11 +314,12 @@ class RecordedRun:
 def read_runs(uri: str, experiment: str, curves: Sequence[str]) -> list[RecordedRun]:
     """Read all runs of an experiment, oldest first, with the named metrics' histories.
 
-    Raises `MissingInputError` where there is no such experiment.
+    Raises `MissingInputError` where nothing answers, within seconds, or where there is no such experiment.
     """
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
         raise MissingInputError(f"no MLflow database at {uri}. Give --output the folder that holds the runs.")
-    client = connect(uri)
+    # a person waits for this
+    client = connect(uri, retries=0, timeout_s=10)
     found = client.get_experiment_by_name(experiment)
     if found is None:
         names = ", ".join(e.name for e in client.search_experiments()) or "none"
@@ -284,6 +333,7 @@ def _recorded(client: Any, run: Any, curves: Sequence[str]) -> RecordedRun:
     wanted = [name for name in curves if name in data.metrics]
     histories = {name: client.get_metric_history(info.run_id, name) for name in wanted}
     return RecordedRun(
+        id=info.run_id,
         name=info.run_name,
         kind=data.tags.get("kind", "?"),
         status=info.status,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -13,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import MissingInputError
-from tests.training.processes import free_port
+from tests.training.processes import ROOT, free_port
+from training import journal
 from training.tracking import RecordedRun, RunIdentity, Tracker, TrackingConfig, connect, read_runs
 
 
@@ -122,6 +124,72 @@ def test_t15_a_server_that_refuses_costs_the_training_nothing(
     for thread in threading.enumerate():
         if thread.name == "mlflow-feeder":
             thread.join(60)
+
+
+def life(output: Path, resumed_at: int, last: int) -> str:
+    """Track `resumed_at + 1` to `last` in a process of its own, as every life is; returns what it warned."""
+    code = (
+        "import sys; from pathlib import Path; from tests.training.test_tracking import track, TrackingConfig; "
+        f"track(Path({str(output / 'run')!r}), TrackingConfig(), {resumed_at}, range({resumed_at + 1}, {last + 1}), {last})"
+    )
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stderr
+
+
+def test_a_run_that_mlflow_lost_is_recorded_again_whole(tmp_path: Path) -> None:
+    uri = TrackingConfig().resolve(tmp_path)
+    assert life(tmp_path, 0, 5) == ""
+    (tmp_path / "mlflow.db").unlink()
+    assert life(tmp_path, 5, 8) == ""
+    again = recorded(tmp_path / "run", uri)
+    assert again.curves["loss"] == [(s, 1 / s) for s in range(1, 9)]
+    assert (again.status, again.parameters["seed"]) == ("FINISHED", "1")
+    connect(uri).delete_run(again.id)  # as the button in MLflow's pages does
+    track(tmp_path / "run", TrackingConfig(), 8, range(9, 11), committed=10)
+    assert recorded(tmp_path / "run", uri).curves["loss"] == [(s, 1 / s) for s in range(1, 11)]
+
+
+def test_without_mlflow_a_training_goes_on_and_says_what_to_install(tmp_path: Path) -> None:
+    code = f"""
+import sys
+sys.modules["mlflow"] = sys.modules["sqlalchemy"] = None  # as if not installed
+from pathlib import Path
+from training.tracking import RunIdentity, Tracker, TrackingConfig, read_runs
+with Tracker(RunIdentity(Path({str(tmp_path)!r}), "pretrain", {{}}), TrackingConfig(), 0, True) as tracker:
+    tracker.log(1, {{"loss": 1.0}})
+    tracker.commit(1)
+"""
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert (ended.stderr.count("\n"), "tracking needs mlflow; install it with" in ended.stderr) == (1, True)
+    assert [line.step for line in journal.read(tmp_path)] == [1]
+
+
+def test_an_address_that_does_not_answer_is_told_quickly(tmp_path: Path) -> None:
+    (tmp_path / "broken.db").write_text("no database\n" * 100)
+    code = """
+import sys, time
+import mlflow
+from pipeline.errors import MissingInputError
+from training.tracking import read_runs
+before = time.perf_counter()
+try:
+    read_runs(sys.argv[1], "spectral", [])
+except MissingInputError as error:
+    print(time.perf_counter() - before, error)
+"""
+    told = {}
+    # what other tests connected with stays in the environment
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    for uri in (f"http://127.0.0.1:{free_port()}", f"sqlite:///{tmp_path}/broken.db"):
+        ended = subprocess.run(
+            [sys.executable, "-c", code, uri], cwd=ROOT, env=clean, capture_output=True, text=True, check=True
+        )
+        assert (ended.stdout.count("\n"), ended.stderr) == (1, "")
+        seconds, told[uri[:4]] = ended.stdout.split(" ", 1)
+        assert float(seconds) < 3
+    assert "Connection refused" in told["http"]
+    assert "file is not a database" in told["sqli"]
 
 
 def test_what_is_not_recorded_is_told(tmp_path: Path) -> None:
