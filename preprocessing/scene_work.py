@@ -5,7 +5,8 @@ One call of `work` is one Dask task. It touches only files of its own scene, so 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -45,17 +46,33 @@ class SceneJob:
         """Where unfinished work of the run lies."""
         return self.config.output / WORK_FOLDER
 
+    @cached_property
+    def source_digest(self) -> str:
+        """Identify the product: what its metadata says, and size and time of change of every file that is read.
+
+        It decides what is made again, and stands in no shard: a copy with other times gives the same shards.
+        """
+        scene = self.scene
+        # a raster that nobody asks for may come and go
+        labels = scene.labels if self.config.labels else None
+        files = [b.path for b in scene.bands] + [m.path for m in scene.masks] + [labels or ""]
+        said = replace(
+            scene,
+            # names without folders: an archive that was moved is still the same
+            location=Path(scene.location.name),
+            bands=tuple(replace(b, path=Path(b.path).name) for b in scene.bands),
+            masks=tuple(replace(m, path=Path(m.path).name) for m in scene.masks),
+            labels=labels and Path(labels).name,
+        )
+        return digest([asdict(said), [_size_and_time(Path(f)) for f in files]])
+
     def pixel_digest(self) -> str:
         """Identify everything that decides the stored pixels."""
         keys = {"sensor", "bands", "gsd_m", "crs", "offset", "resampling", "labels"}
-        scene = self.scene
-        # names without folders: an archive that was moved is still the same
-        sources = [(Path(b.path).name, b.scale, b.offset, b.nodata_dn, b.saturated_dn) for b in scene.bands]
-        masks = [(Path(m.path).name, sorted(m.classes.items()), sorted(m.bits.items())) for m in scene.masks]
         tree = self.config.model_dump(mode="json", include=keys)
         # only what decides stored numbers: class names and shares do not
         tree["labels"] = tree["labels"] and tree["labels"]["first_code"]
-        return digest([archive.FORMAT_VERSION, scene.id, scene.level, tree, sources, masks])
+        return digest([archive.FORMAT_VERSION, self.source_digest, tree])
 
     def cell_digest(self) -> str:
         """Identify everything that decides the stored cell statistics."""
@@ -70,6 +87,15 @@ class SceneJob:
         """Identify everything that decides the samples."""
         keys = {"tile_px", "stride", "min_valid", "min_clear", "split", "labels", "codec"}
         return digest([self.cell_digest(), self.config.model_dump(mode="json", include=keys)])
+
+
+def _size_and_time(path: Path) -> tuple[int, int]:
+    """Return bytes and time of change in ns; a file that is gone is told by who reads it."""
+    try:
+        found = path.stat()
+    except OSError:
+        return -1, 0
+    return found.st_size, found.st_mtime_ns
 
 
 def work(job: SceneJob) -> Spool | Rejection:

@@ -23,6 +23,10 @@ from pipeline.sample import Codec, Flag
 from pipeline.sensors import Sensor, sensor
 
 NAME = "settings.json"
+SOURCES = "sources.json"
+"""The products a finished set was made of, each with a digest of its files."""
+TOLD = 5
+"""Products named in a message; the others are counted."""
 MAX_UPSAMPLING = 6.0
 """A band is not brought onto pixels smaller than its own by more than this."""
 UPSAMPLING_SLACK = 1.05
@@ -209,6 +213,31 @@ def comparable(config: ShardConfig) -> dict[str, Any]:
     """Return what decides the data, with the formats it is written in."""
     tree = config.model_dump(mode="json", exclude=set(FREE_KEYS))
     return tree | {"format_versions": {"manifest": manifest.FORMAT_VERSION, "sample": sample.FORMAT_VERSION}}
+
+
+def write_sources(folder: Path, sources: dict[str, str]) -> None:
+    """Remember what a set was made of: product -> digest."""
+    manifest.write_atomically(
+        folder / SOURCES, (json.dumps(sources, indent=0, sort_keys=True) + "\n").encode()
+    )
+
+
+def read_sources(folder: Path) -> dict[str, str]:
+    """Return what a set was made of; nothing where no set was ever finished, or nobody can say."""
+    try:
+        tree: dict[str, str] = json.loads((folder / SOURCES).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return tree
+
+
+def source_changes(old: dict[str, str], new: dict[str, str]) -> str:
+    """Tell which products are new, changed or gone, in one line; empty where all are the same."""
+    words = [f"{name} is new" for name in sorted(new.keys() - old.keys())]
+    words += [f"{name} changed" for name in sorted(new.keys() & old.keys()) if new[name] != old[name]]
+    words += [f"{name} is gone" for name in sorted(old.keys() - new.keys())]
+    more = f", and {len(words) - TOLD} more" if len(words) > TOLD else ""
+    return ", ".join(words[:TOLD]) + more
 
 
 def agree(config: ShardConfig, fresh: bool = False) -> list[str]:

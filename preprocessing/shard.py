@@ -38,7 +38,9 @@ from preprocessing.settings import ShardConfig
 from preprocessing.spool import Spool
 
 COMMAND = console.Command(
-    "Turn satellite scenes into a Zarr archive and WebDataset shards with a manifest.",
+    "Turn satellite scenes into a Zarr archive and WebDataset shards with a manifest. The same command again goes on\n"
+    "where it stopped. On a finished set it makes again what depends on scenes whose files changed (in size or time\n"
+    "of change), came or went, and does nothing where all are the same.",
     "configs/shard/default.yaml",
     "  python preprocessing/shard.py scenes=/path/to/archive output=/path/to/shards workers=4\n"
     "  python preprocessing/shard.py configs/shard/landsat_c2.yaml scenes=/path/to/landsat --dry-run",
@@ -56,6 +58,12 @@ class Found:
     def total(self) -> int:
         """Number of products."""
         return len(self.jobs) + len(self.rejections)
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """Every product with a digest that changes when it does; one that cannot be opened has its reason."""
+        opened = {job.scene.id: job.source_digest for job in self.jobs}
+        return opened | {r.product: settings.digest(r.reason) for r in self.rejections}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -147,6 +155,11 @@ def shard(request: ShardConfig, found: Found, changed: Sequence[str]) -> None:
     if is_finished(request, found):
         console.say(already(request))
         return
+    moved = settings.source_changes(settings.read_sources(request.output) or found.sources, found.sources)
+    if moved:
+        console.say(
+            f"the scenes are not those this set was made of ({moved}): the difference is made up for."
+        )
     if changed:
         console.say(f"settings changed ({'; '.join(changed)}): what depends on them is made again.")
     # from here on the set is not whole: training must not start on it
@@ -155,6 +168,7 @@ def shard(request: ShardConfig, found: Found, changed: Sequence[str]) -> None:
     with Pool(request.workers) as pool:
         spools, rejections = work_scenes(request, found, pool)
         splits = pack(request, spools, pool)
+    settings.write_sources(request.output, found.sources)
     made = finish(request, spools, splits, rejections)
     report(request, made, rejections, time.monotonic() - start)
 
@@ -165,12 +179,8 @@ def is_finished(request: ShardConfig, found: Found) -> bool:
         made = manifests.read(request.output)
     except (MissingInputError, CorruptDataError):
         return False
-    rejected = set(quality.rejected_products(request.output))
-    present = {str(j.scene.location): j.scene.id for j in found.jobs}
-    present |= {r.product: "" for r in found.rejections}
-    # a rejected product stays so until someone asks: retrying would never be "finished"
-    scenes = {name for product, name in present.items() if product not in rejected}
-    same = scenes == {s.id for s in made.scenes} and rejected <= set(present)
+    # rejected ones among them: what did not change would be rejected again
+    same = settings.read_sources(request.output) == found.sources
     return same and made.settings == settings.comparable(request) and is_whole(request.output, made)
 
 
@@ -183,7 +193,7 @@ def is_whole(folder: Path, made: Manifest) -> bool:
 def already(request: ShardConfig) -> str:
     """Tell that nothing had to be done, and how to have rejected scenes tried again."""
     rejected = len(quality.rejected_products(request.output))
-    again = f"{rejected} scenes were rejected; once repaired, remove {manifests.NAME} and start again. "
+    again = f"{rejected} scenes were rejected; once their files are repaired, start again. "
     return (
         f"{request.output} is finished; nothing was done. {again if rejected else ''}"
         f"To check it: python preprocessing/verify.py {request.output}"

@@ -127,14 +127,16 @@ def read(folder: Path, scene: str) -> Spool | None:
     """Return a scene's record, or None where it is not finished."""
     try:
         tree: dict[str, Any] = json.loads(_record_path(folder, scene).read_text(encoding="utf-8"))
+        segments = tuple(Segment(**s) for s in tree.pop("segments"))
+        made = Spool(segments=segments, **tree | {"notes": tuple(tree["notes"])})
         size = data_path(folder, scene).stat().st_size
-    except (FileNotFoundError, ValueError):
+    # another version may have written other keys
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
         return None
-    segments = tuple(Segment(**s) for s in tree.pop("segments"))
     # a copy of the folder may have been cut short
-    if size != sum(s.size_bytes for s in segments):
+    if size != sum(s.size_bytes for s in made.segments):
         return None
-    return Spool(segments=segments, **tree | {"notes": tuple(tree["notes"])})
+    return made
 
 
 def read_histogram(folder: Path, scene: str) -> Histogram:

@@ -116,3 +116,16 @@ def test_damaged_settings_are_told(tmp_path):
     (tmp_path / settings.NAME).write_text("{")
     with pytest.raises(CorruptDataError, match=settings.NAME):
         settings.agree(config(output=tmp_path))
+
+
+def test_changed_sources_are_told_in_one_line(tmp_path):
+    assert settings.read_sources(tmp_path) == {}
+    settings.write_sources(tmp_path, {"a": "1", "b": "2", "c": "3"})
+    old = settings.read_sources(tmp_path)
+    assert settings.source_changes(old, old) == ""
+    assert settings.source_changes(old, {"b": "2", "c": "4", "d": "5"}) == "d is new, c changed, a is gone"
+    many = {f"s{n}": "" for n in range(9)}
+    assert (
+        settings.source_changes({}, many)
+        == "s0 is new, s1 is new, s2 is new, s3 is new, s4 is new, and 4 more"
+    )

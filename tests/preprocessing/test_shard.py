@@ -1,5 +1,6 @@
 import csv
 import json
+import os
 import re
 import resource
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 
 from pipeline import config as configs
 from pipeline import manifest as manifests
@@ -241,6 +243,78 @@ def test_a_new_scene_joins_a_finished_set(city_words, cities, products, tmp_path
     assert first < set(read_all(tmp_path / "set"))
 
 
+@pytest.fixture
+def own_cities(cities, city_words, tmp_path):
+    """Cities that a test may change, and the words that shard them."""
+    scenes = tmp_path / "own"
+    shutil.copytree(cities, scenes)
+    return scenes, [city_words[0], f"scenes={scenes}", *city_words[2:], f"output={tmp_path / 'set'}"]
+
+
+def inodes(output: Path) -> dict[str, int]:
+    return {p.parts[-6]: p.stat().st_ino for p in output.glob(f"{archive.FOLDER}/*/reflectance/c/0/0/0")}
+
+
+def test_a_source_altered_under_its_name_is_made_again_and_named(own_cities, cities, clean, tmp_path, capsys):
+    scenes, words = own_cities
+    shard.main(words)
+    assert contents(tmp_path / "set") == clean
+    before = inodes(tmp_path / "set")
+    (band,) = (scenes / "images/bstadt/imgs_2").glob("*_B04.tif")
+    original = band.stat()
+    with rasterio.open(band, "r+") as raster:
+        raster.write(raster.read(1) + 100, 1)
+    shard.main(words)
+    assert "(oscd_bstadt_2 changed)" in capsys.readouterr().out
+    after = inodes(tmp_path / "set")
+    assert [name for name in before if before[name] != after[name]] == ["oscd_bstadt_2"]
+    assert contents(tmp_path / "set")["manifest.json"] != clean["manifest.json"]
+    # repaired: another time of change, and the same bytes as ever
+    shutil.copyfile(cities / band.relative_to(scenes), band)
+    os.utime(band, ns=(original.st_atime_ns, original.st_mtime_ns + 10**9))
+    shard.main(words)
+    assert contents(tmp_path / "set") == clean
+
+
+def test_a_source_that_changed_after_a_kill_is_made_again(own_cities, clean, tmp_path):
+    scenes, words = own_cities
+    band = next((scenes / "images/anville/imgs_1").glob("*_B02.tif"))
+    whole = band.read_bytes()
+    with rasterio.open(band, "r+") as raster:
+        raster.write(raster.read(1) + 100, 1)
+    process = start(*words)
+    while process.poll() is None and not finished_scene(tmp_path / "set"):
+        time.sleep(0.001)
+    process.kill()
+    process.communicate()
+    band.write_bytes(whole)
+    shard.main(words)
+    assert contents(tmp_path / "set") == clean
+
+
+def test_times_of_change_stand_in_no_shard(own_cities, clean, tmp_path):
+    scenes, words = own_cities
+    for path in scenes.rglob("*.tif"):
+        os.utime(path, (1e9, 1e9))
+    shard.main(words)
+    assert contents(tmp_path / "set") == clean
+
+
+def test_a_class_raster_that_appears_is_seen_where_labels_are_asked_for(
+    products, shard_words, tmp_path, capsys
+):
+    original, scenes = products["sentinel2-L2A"], tmp_path / "archive"
+    shutil.copytree(original, scenes / original.name)
+    words = [*shard_words, f"scenes={scenes}", f"output={tmp_path / 'set'}", "split.val_share=0"]
+    shard.main([*words, "labels=null"])
+    (raster,) = original.parent.glob("*_landcover.tif")
+    shutil.copy(raster, scenes)
+    shard.main([*words, "labels=null"])
+    assert "nothing was done" in capsys.readouterr().out
+    shard.main(words)
+    assert any(one.label is not None for one in read_all(tmp_path / "set").values())
+
+
 # ---- faults
 
 
@@ -313,7 +387,9 @@ def damage(cities: Path, folder: Path) -> Path:
     return folder
 
 
-def test_p04_damaged_scenes_are_quarantined_and_the_others_done(city_words, cities, tmp_path, capsys):
+def test_p04_damaged_scenes_are_quarantined_and_join_once_repaired(
+    city_words, cities, clean, tmp_path, capsys
+):
     scenes = damage(cities, tmp_path / "damaged")
     words = [*city_words[:1], f"scenes={scenes}", *city_words[2:], f"output={tmp_path / 'set'}"]
     with pytest.raises(RejectedError, match="2 of 4 scenes were rejected") as error:
@@ -335,7 +411,11 @@ def test_p04_damaged_scenes_are_quarantined_and_the_others_done(city_words, citi
     }
     capsys.readouterr()
     assert shard.main([*words, "max_rejected=2"]) == 0
-    assert "2 scenes were rejected; once repaired, remove manifest.json" in capsys.readouterr().out
+    assert "2 scenes were rejected; once their files are repaired, start again" in capsys.readouterr().out
+    for name in ("images/anville/imgs_1", "images/bstadt/imgs_2"):
+        shutil.copytree(cities / name, scenes / name, dirs_exist_ok=True)
+    assert shard.main([*words, "max_rejected=2"]) == 0
+    assert contents(tmp_path / "set") == clean
 
 
 def test_p14_an_altered_archive_is_not_packed(shard_set, shard_words, tmp_path):

@@ -1,4 +1,5 @@
 import io
+import json
 import tarfile
 
 import numpy as np
@@ -75,4 +76,12 @@ def test_an_unfinished_or_damaged_spool_does_not_exist(tmp_path):
 def test_starting_anew_forgets_the_old_record(tmp_path):
     write_spool(tmp_path)
     SpoolWriter(tmp_path, "s").close()
+    assert spool.read(tmp_path, "s") is None
+
+
+def test_a_record_of_another_version_does_not_count(tmp_path):
+    write_spool(tmp_path)
+    record = tmp_path / "s.json"
+    tree = json.loads(record.read_text())
+    record.write_text(json.dumps(tree | {"segments": [s | {"colour": 1} for s in tree["segments"]]}))
     assert spool.read(tmp_path, "s") is None
