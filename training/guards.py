@@ -1,4 +1,7 @@
-"""Stopping in good order: signals set a flag, marker files tell how a run ended."""
+"""Stopping in good order: signals set a flag, marker files tell how a run ended.
+
+Standard library only: entries listen before they load torch, which takes seconds in which a signal would kill.
+"""
 
 from __future__ import annotations
 
@@ -8,29 +11,45 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Self
 
-from pipeline.manifest import write_atomically
-
 COMPLETE, INTERRUPTED = "COMPLETE", "INTERRUPTED"
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+_HEARD = b"\nstop: the step is finished and everything saved; the same signal again ends at once\n"
 
 
 class StopSignal:
-    """While open, the first TERM, USR1 or INT sets `received`; a second one ends the process at once."""
+    """While it listens, the first TERM, USR1 or INT sets `received`; a second one ends the process at once.
+
+    As a context manager it stops listening at the end, unless it was listening before.
+    """
 
     def __init__(self) -> None:
         self.received = False
         self._before: dict[int, object] = {}
+        self._opened: list[bool] = []
 
-    def __enter__(self) -> Self:
+    def listen(self) -> bool:
+        """Take the signals over; returns False where they were taken over already."""
+        if self._before:
+            return False
+        self.received = False
         for number in SIGNALS:
             self._before[number] = signal.signal(number, self._handle)
+        return True
+
+    def _release(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+        self._before = {}
+
+    def __enter__(self) -> Self:
+        self._opened.append(self.listen())
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+        if self._opened.pop():
+            self._release()
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if self.received:
@@ -39,6 +58,12 @@ class StopSignal:
             os.kill(os.getpid(), number)
         # only a flag: saving inside a handler could interrupt a save
         self.received = True
+        # not print: the signal may have come in the middle of one
+        os.write(2, _HEARD)
+
+
+STOP = StopSignal()
+"""The process's own: handlers belong to a process, not to a part of it."""
 
 
 def mark(folder: Path, name: str) -> None:
@@ -46,7 +71,7 @@ def mark(folder: Path, name: str) -> None:
     for other in (COMPLETE, INTERRUPTED):
         if other != name:
             (folder / other).unlink(missing_ok=True)
-    write_atomically(folder / name, b"")
+    (folder / name).touch()
 
 
 def clear_marks(folder: Path) -> None:

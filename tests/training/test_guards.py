@@ -42,6 +42,23 @@ def test_t03_a_second_signal_ends_at_once() -> None:
     assert ended.returncode == -signal.SIGTERM
 
 
+def test_what_listened_before_goes_on_listening() -> None:
+    stop = StopSignal()
+    before = signal.getsignal(signal.SIGUSR1)
+    with stop:
+        with stop:
+            pass
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert stop.received
+    assert signal.getsignal(signal.SIGUSR1) == before
+
+
+def test_listening_needs_nothing_that_takes_time_to_load() -> None:
+    code = "import sys, training.guards; print(sorted({'torch', 'numpy', 'pydantic'} & set(sys.modules)))"
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ended.stdout.strip() == "[]"
+
+
 def test_markers_exclude_each_other(tmp_path: Path) -> None:
     mark(tmp_path, INTERRUPTED)
     mark(tmp_path, COMPLETE)
