@@ -15,21 +15,23 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from pipeline.config import Config
 from pipeline.console import LOG
 from pipeline.contract import BandStatistics, DataContract, NormalisationKind
-from pipeline.errors import ContractError, CorruptDataError, MissingInputError, OutputError
+from pipeline.errors import ConfigError, ContractError, CorruptDataError, MissingInputError, OutputError
 from pipeline.manifest import sha256, write_atomically
 from training.engine import Engine
+from training.guards import COMPLETE
 from training.world import World
 
 FORMAT_VERSION = 1
@@ -94,43 +96,39 @@ class Store:
         """Write a checkpoint of `state`; collective. The older ones stay until the new one is whole."""
         final = self.folder / f"step-{state.step:08d}"
         partial = self.folder / f".{final.name}.partial"
-        if self.world.main:
-            # left by a run that was killed while saving
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-        self.world.barrier()
-        engine.save(partial / "engine")
-        weights = engine.weights()
-        if self.world.main:
-            self._finish(partial, final, weights, state)
+        with _told(final, partial):
+            if self.world.main:
+                partial.mkdir(parents=True)
+            self.world.barrier()
+            engine.save(partial / "engine")
+            weights = engine.weights()
+            if self.world.main:
+                self._finish(partial, final, weights, state)
         self.world.barrier()
         return final
 
     def _finish(self, partial: Path, final: Path, weights: dict[str, Tensor], state: State) -> None:
-        try:
-            save_file(weights, partial / _WEIGHTS)
-            (partial / _STATE).write_text(json.dumps(state.model_dump(mode="json"), indent=1))
-            _write_manifest(partial)
-            # the same step again, after a resume: the older checkpoint stands until this moment
-            if final.exists():
-                shutil.rmtree(final)
-            partial.rename(final)
-            write_atomically(self.folder / _LATEST, final.name.encode())
-        except OSError as error:
-            raise OutputError(
-                f"checkpoint {final} could not be written ({error}); the one before is intact."
-            ) from error
+        save_file(weights, partial / _WEIGHTS)
+        (partial / _STATE).write_text(json.dumps(state.model_dump(mode="json"), indent=1))
+        _write_manifest(partial)
+        # the same step again, after a resume: the older checkpoint stands until this moment
+        if final.exists():
+            shutil.rmtree(final)
+        partial.rename(final)
+        write_atomically(self.folder / _LATEST, final.name.encode())
         # last of all: nothing is removed before something newer is whole
         for old in self._newest_first()[self.keep_last :]:
             shutil.rmtree(old)
 
-    def newest(self) -> Path | None:
+    def newest(self, mend: bool = False) -> Path | None:
         """Return the newest checkpoint that verifies, or None; says why it passed over a newer one.
 
+        mend: the run is going on in this folder, so what is half written is removed, and what is damaged gets
+        another name and no longer counts as a checkpoint.
         Rank 0 looks and tells the others, so that all take the same. Raises `CorruptDataError` where checkpoints
         are there and none verifies.
         """
-        found: list[str | None] = [self._look() if self.world.main else None]
+        found: list[str | None] = [self._look(mend) if self.world.main else None]
         name = self.world.gather(found[0])[0]
         if name == "":
             raise CorruptDataError(
@@ -138,18 +136,44 @@ class Store:
             )
         return self.folder / str(name) if name is not None else None
 
-    def _look(self) -> str | None:
-        candidates = self._newest_first()
+    def _look(self, mend: bool) -> str | None:
+        for partial in self.folder.glob(".step-*.partial") if mend else ():
+            # left by a run that was killed while saving
+            shutil.rmtree(partial)
+        damaged: list[Path] = []
         # newest first, by name: the pointer is for people and may be lost
-        for candidate in candidates:
+        for candidate in self._newest_first():
             problem = next(verify(candidate), None)
             if problem is None:
+                if mend:
+                    self._put_aside(damaged)
                 return candidate.name
             LOG.warning("checkpoint %s is passed over: %s", candidate, problem)
-        return "" if candidates else None
+            damaged.append(candidate)
+        return "" if damaged else None
+
+    def _put_aside(self, damaged: Sequence[Path]) -> None:
+        for candidate in damaged:
+            aside = candidate.with_name(f"damaged-{candidate.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            # kept for people, but no longer one of those `keep_last` counts
+            candidate.rename(aside)
 
     def _newest_first(self) -> list[Path]:
         return sorted((p for p in self.folder.glob("step-*") if p.is_dir()), reverse=True)
+
+
+@contextmanager
+def _told(final: Path, partial: Path) -> Iterator[None]:
+    """Turn what a full or failing disk raises, here or inside DeepSpeed, into one clear line."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise OutputError(
+            f"checkpoint {final} could not be written ({str(error).splitlines()[0]}); the one before is intact."
+            " Make room, then give the same command again."
+        ) from error
 
 
 def _write_manifest(folder: Path) -> None:
@@ -208,13 +232,20 @@ def read_weights(folder: Path, prefix: str = "") -> dict[str, Tensor]:
 
 
 def find(location: Path) -> Path:
-    """Return the checkpoint meant by a run folder or a checkpoint folder.
+    """Return the checkpoint meant by a finished run's folder or by a checkpoint's folder.
 
-    Raises `MissingInputError` where there is none.
+    Raises `MissingInputError` where there is none, `CorruptDataError` where it is damaged, and `ConfigError` where
+    the run is not complete: half-trained weights are taken only when they are asked for by name.
     """
     if (location / _MANIFEST).exists():
+        for problem in verify(location):
+            raise CorruptDataError(f"{location}: {problem}. Take another checkpoint of that run.")
         return location
     found = Store(location, World()).newest()
     if found is None:
         raise MissingInputError(f"no checkpoint in {location}. Give a run folder that pretraining wrote.")
+    if not (location / COMPLETE).exists():
+        raise ConfigError(
+            f"the run in {location} is not complete: let it go on to its end, or give {found} to take it as it is."
+        )
     return found

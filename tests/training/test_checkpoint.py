@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import ContractError, CorruptDataError, MissingInputError
+from pipeline.errors import ConfigError, ContractError, CorruptDataError, MissingInputError
 from training.checkpoint import Store, find, read_state, read_weights, verify
 from training.world import World
 
@@ -58,6 +58,42 @@ def test_t05_the_pointer_is_not_believed(run: Path, content: str) -> None:
 def test_t02_a_checkpoint_being_written_is_ignored(run: Path) -> None:
     shutil.copytree(run / "checkpoints" / "step-00000020", run / "checkpoints" / ".step-00000030.partial")
     assert newest(run) == "step-00000020"
+
+
+def test_t02_what_was_half_written_is_removed_when_the_run_goes_on(run: Path) -> None:
+    partial = run / "checkpoints" / ".step-00000013.partial"
+    partial.mkdir()
+    newest(run)
+    assert partial.exists()  # looking at somebody's run changes nothing
+    Store(run, World()).newest(mend=True)
+    assert not partial.exists()
+
+
+def test_t06_a_damaged_checkpoint_no_longer_counts_when_the_run_goes_on(run: Path) -> None:
+    damaged = run / "checkpoints" / "step-00000020"
+    (damaged / "state.json").write_text("")
+    found = Store(run, World()).newest(mend=True)
+    assert found is not None
+    assert sorted(p.name for p in (run / "checkpoints").glob("*step-*")) == [
+        "damaged-step-00000020",
+        "step-00000010",
+    ]
+
+
+def test_a_damaged_checkpoint_is_not_taken_by_name_either(run: Path) -> None:
+    folder = run / "checkpoints" / "step-00000020"
+    data = bytearray((folder / "weights.safetensors").read_bytes())
+    data[-1] ^= 1
+    (folder / "weights.safetensors").write_bytes(data)
+    with pytest.raises(CorruptDataError, match=r"weights.safetensors does not have its recorded checksum"):
+        find(folder)
+
+
+def test_t21_half_trained_weights_are_taken_only_by_name(run: Path) -> None:
+    (run / "COMPLETE").unlink()
+    with pytest.raises(ConfigError, match="is not complete: let it go on to its end, or give"):
+        find(run)
+    assert find(run / "checkpoints" / "step-00000010").name == "step-00000010"
 
 
 def test_nothing_whole_is_an_error_not_a_fresh_start(run: Path) -> None:
