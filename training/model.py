@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pipeline.config import Config
 from pipeline.errors import unknown
 from training.attention import initialise, stack
-from training.tokens import Layout, gather, to_cubes
+from training.tokens import Layout, Rescale, gather, to_cubes
 
 Target = Literal["none", "unit", "signed", "cube_standardised", "band_standardised"]
 
@@ -154,9 +154,11 @@ class MAEOutput:
 class SpatialSpectralMAE(nn.Module):
     """The masked autoencoder: encoder over the shown cubes, decoder to the hidden ones, loss on the counted."""
 
-    def __init__(self, config: ModelConfig, layout: Layout) -> None:
+    def __init__(self, config: ModelConfig, layout: Layout, to_unit: Rescale | None = None) -> None:
+        """to_unit: from the input's scale to the one of `minmax`; None where the input is on it already."""
         super().__init__()
         self.config, self.layout = config, layout
+        self.to_unit = to_unit if config.target in ("unit", "signed") else None
         self.encoder = Encoder(config, layout)
         self.decoder = Decoder(config, layout)
 
@@ -168,29 +170,47 @@ class SpatialSpectralMAE(nn.Module):
         encoded_BKD = self.encoder(cubes_BNP, shown_BK)
         # the loss is computed in float32 whatever the model runs in
         predicted_BMP = self.decoder(encoded_BKD, shown_BK, hidden_BM).float()
-        wanted_BMP = targets(gather(cubes_BNP, hidden_BM).float(), self.config, self.layout)
+        source_BNP = cubes_BNP if self.to_unit is None else self.source(image_BCHW)
+        wanted_BMP = targets(gather(source_BNP, hidden_BM).float(), self.config, self.layout)
         # a sum, not a mean: the divisor is a number of the global batch, which no rank knows alone
         error_BM = (predicted_BMP - wanted_BMP).square().mean(-1)
         return MAEOutput((error_BM * counted_BM).sum(), predicted_BMP)
 
+    def source(self, image_BCHW: Tensor) -> Tensor:
+        """Return the cubes [B, N, P] that targets are made from: `unit` and `signed` want [0, 1] whatever the input."""
+        return to_cubes(self.to_unit(image_BCHW) if self.to_unit else image_BCHW, self.layout)
+
 
 def targets(cubes_BMP: Tensor, config: ModelConfig, layout: Layout) -> Tensor:
-    """Return what the decoder should predict for cubes [B, M, P] on the input's scale."""
-    if config.target in ("none", "unit"):
-        return cubes_BMP if config.target == "none" else cubes_BMP.clamp(0, 1)
+    """Return what the decoder should predict, [B, M, P], for cubes [B, M, P] on the source's scale."""
     if config.target == "signed":
-        return 2 * cubes_BMP.clamp(0, 1) - 1
-    if config.target == "cube_standardised":
-        return standardise(cubes_BMP)
-    by_band = cubes_BMP.view(*cubes_BMP.shape[:-1], layout.bands_per_cube, -1)
-    return standardise(by_band).flatten(-2)
+        return 2 * cubes_BMP - 1
+    if config.target in ("none", "unit"):
+        return cubes_BMP
+    mean, deviation = _moments(_pieces(cubes_BMP, config, layout))
+    return ((_pieces(cubes_BMP, config, layout) - mean) / deviation).flatten(-2)
 
 
-def standardise(x: Tensor) -> Tensor:
-    """Shift and scale the last axis to mean 0 and deviation 1; a constant one becomes 0."""
-    centred = x - x.mean(-1, keepdim=True)
+def restore(predicted_BMP: Tensor, cubes_BMP: Tensor, config: ModelConfig, layout: Layout) -> Tensor:
+    """Undo `targets` for a picture: predictions [B, M, P] back on the source's scale, moments from the true cubes."""
+    if config.target == "signed":
+        return (predicted_BMP + 1) / 2
+    if config.target in ("none", "unit"):
+        return predicted_BMP
+    mean, deviation = _moments(_pieces(cubes_BMP, config, layout))
+    return (_pieces(predicted_BMP, config, layout) * deviation + mean).flatten(-2)
+
+
+def _pieces(cubes_BMP: Tensor, config: ModelConfig, layout: Layout) -> Tensor:
+    """Split the voxels into what is standardised together: the bands of a cube, or all of it, [B, M, pieces, ...]."""
+    pieces = layout.bands_per_cube if config.target == "band_standardised" else 1
+    return cubes_BMP.view(*cubes_BMP.shape[:-1], pieces, -1)
+
+
+def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    mean = x.mean(-1, keepdim=True)
     # eps 1e-6 keeps a constant cube finite: it becomes 0, not NaN
-    return centred / (centred.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+    return mean, ((x - mean).square().mean(-1, keepdim=True) + 1e-6).sqrt()
 
 
 def count_parameters(model: nn.Module) -> int:

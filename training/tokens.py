@@ -99,15 +99,30 @@ class Normaliser:
 
     def __call__(self, image_BCHW: Tensor) -> Tensor:
         """Map int16 [B, C, H, W] to float32 of the same shape; nodata becomes 0."""
-        shift, span = (
-            self._constant(v, image_BCHW.device) for v in (self.recorded.shift, self.recorded.span)
-        )
+        shift, span = _constants(self.recorded, image_BCHW.device)
         x = (image_BCHW.float() * self.recorded.scale - shift) / span
         # clouds and glint lie far above the 99.5 % quantile; unclipped they would rule the loss
         x = x.clamp(0, 1) if self.recorded.clip else x
         # 0 is the value that says least: the lower end of minmax, the mean of standardise
         return torch.where(image_BCHW == NODATA, torch.zeros_like(x), x)
 
-    @staticmethod
-    def _constant(values: object, device: torch.device) -> Tensor:
-        return torch.as_tensor(values, dtype=torch.float32, device=device).view(1, -1, 1, 1)
+
+class Rescale:
+    """From one recorded normalisation to another, for images that are normalised already."""
+
+    def __init__(self, before: Normalisation, after: Normalisation) -> None:
+        self.before, self.after = before, after
+
+    def __call__(self, image_BCHW: Tensor) -> Tensor:
+        """Map float32 [B, C, H, W] on the one scale to the same shape on the other."""
+        was_shift, was_span = _constants(self.before, image_BCHW.device)
+        shift, span = _constants(self.after, image_BCHW.device)
+        x = (image_BCHW * was_span + was_shift - shift) / span
+        return x.clamp(0, 1) if self.after.clip else x
+
+
+def _constants(recorded: Normalisation, device: torch.device) -> tuple[Tensor, Tensor]:
+    shift, span = (
+        torch.as_tensor(v, dtype=torch.float32, device=device) for v in (recorded.shift, recorded.span)
+    )
+    return shift.view(1, -1, 1, 1), span.view(1, -1, 1, 1)
