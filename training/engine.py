@@ -73,6 +73,10 @@ class StepResult:
     """Whether the optimiser moved the weights."""
     stop: bool
     """Whether any rank was asked to stop."""
+    counted: float
+    """Items the loss is the mean of."""
+    observed: dict[str, float]
+    """What each rank observed, averaged over the ranks."""
 
 
 class Sums(Protocol):
@@ -85,6 +89,10 @@ class Sums(Protocol):
     @property
     def counted(self) -> float:
         """Number of counted items on this rank, over all micro-batches."""
+
+    @property
+    def observed(self) -> dict[str, float]:
+        """What to report beside the loss; the same names on every rank."""
 
 
 class Engine:
@@ -128,26 +136,41 @@ class Engine:
         stop: whether this rank was asked to stop; the result tells whether any was.
         Raises `TrainingError` on all ranks where loss or gradient is not finite.
         """
-        total = max(self.world.sum([work.counted])[0], 1.0)
-        factor = self.world.size * self.recipe.accumulation / total
+        # stays on the device: the host need not know it before the backward pass
+        total = self.world.add(self.world.pack([work.counted]))[0].clamp(min=1)
+        # DeepSpeed divides by ranks and accumulation steps; the factor undoes both
+        factor = (self.world.size * self.recipe.accumulation / total).float()
         self._set_lr(lr)
         summed = torch.zeros((), dtype=torch.float64, device=self.world.device)
-        norm = math.nan
+        norm: float | Tensor | None = None
         for number, loss in enumerate(work.losses, start=1):
-            # DeepSpeed divides by ranks and accumulation steps; the factor undoes both
             self._engine.backward(loss * factor)
-            # stays on the device: reading it here would wait for every micro-batch
             summed += loss.detach()
             last = number == self.recipe.accumulation
-            norm = self._norm_before_step() if last and self.config.zero_stage == 0 else norm
+            norm = self._norm_before_step() if last and self.config.zero_stage == 0 else None
             self._engine.step()
-        norm = norm if self.config.zero_stage == 0 else _number(self._engine.get_global_grad_norm())
-        applied = bool(self._engine.was_step_applied())
-        # one packed reduction a step: loss, stop and skip are agreed by all ranks
-        loss_sum, stops, missed = self.world.sum([float(summed), float(stop), float(not applied)])
-        result = StepResult(loss_sum / total, norm, lr, applied=not missed, stop=stops > 0)
+        norm = self._engine.get_global_grad_norm() if norm is None else norm
+        result = self._agree(summed, norm, lr, stop, work)
         _require_finite(result)
         return result
+
+    def _agree(
+        self, summed: Tensor, norm: float | Tensor | None, lr: float, stop: bool, work: Sums
+    ) -> StepResult:
+        """Tell all ranks the same of a step, in one reduction and one copy to the host."""
+        missed = not self._engine.was_step_applied()
+        known = math.nan if norm is None else norm
+        found = [summed, known, float(stop), float(missed), work.counted, *work.observed.values()]
+        loss, norms, stops, misses, counted, *observed = self.world.sum(found)
+        return StepResult(
+            loss / max(counted, 1.0),
+            norms / self.world.size,
+            lr,
+            applied=not misses,
+            stop=stops > 0,
+            counted=counted,
+            observed=dict(zip(work.observed, (v / self.world.size for v in observed), strict=True)),
+        )
 
     def _set_lr(self, lr: float) -> None:
         for group, fixed in zip(self._optimiser.param_groups, self._fixed, strict=True):
@@ -202,10 +225,6 @@ def _require_finite(result: StepResult) -> None:
             f"loss {result.loss}, gradient norm {result.grad_norm}, update applied: {result.applied}."
             " The last good checkpoint is kept; lower optimiser.base_lr or look at the batch."
         )
-
-
-def _number(value: object) -> float:
-    return math.nan if value is None else float(value)  # type: ignore[arg-type]
 
 
 def _import_deepspeed(device: torch.device) -> Any:

@@ -13,12 +13,12 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from pipeline.console import Progress, say
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, ContractError
 from training import runs
 from training.checkpoint import DataRecord, State, Store, read_state
 from training.data import Batch, ShardStream
 from training.engine import Engine, Recipe, StepResult
-from training.guards import COMPLETE, INTERRUPTED, StopSignal, mark
+from training.guards import COMPLETE, INTERRUPTED, STOP, mark
 from training.model import count_parameters
 from training.runs import RunConfig
 from training.schedule import learning_rate
@@ -35,7 +35,7 @@ class Prepared:
     counted: float
     """Items the losses sum over, on this rank."""
     observed: dict[str, float]
-    """What to log beside the loss."""
+    """What to log beside the loss; the same names on every rank."""
 
 
 class Work(Protocol):
@@ -84,6 +84,16 @@ class Span:
         return cls(total, min(round(config.optimiser.warmup_epochs * stream.steps_per_epoch), total // 2))
 
 
+@dataclass(frozen=True)
+class Session:
+    """What takes part in one life of a run."""
+
+    work: Work
+    engine: Engine
+    store: Store
+    tracker: Tracker
+
+
 def train(work: Work) -> bool:
     """Run or resume a training; True when it is complete, False when it was interrupted and saved."""
     config, world = work.config, work.world
@@ -100,15 +110,17 @@ def train(work: Work) -> bool:
     start = _resume(work, engine, store)
     extra = {"parameters": parameters, "ranks": world.size, "data_digest": work.data.digest}
     identity = runs.identity(config, work.kind, extra)
-    with Tracker(identity, config.tracking, start, world.main) as tracker, StopSignal() as stop:
-        complete = _loop(work, engine, store, tracker, stop, start)
+    with STOP, Tracker(identity, config.tracking, start, world.main) as tracker:
+        complete = _loop(Session(work, engine, store, tracker), start)
         _end(work, engine, tracker, complete)
+    # a rank that ends with 85 makes srun kill the others: none may leave before rank 0 has told MLflow everything
+    world.barrier()
     return complete
 
 
 def _resume(work: Work, engine: Engine, store: Store) -> int:
     """Load the newest checkpoint that verifies; return the step to go on from, 0 for a new run."""
-    folder = store.newest()
+    folder = store.newest(mend=True)
     if folder is None:
         return 0
     state = read_state(folder)
@@ -127,8 +139,9 @@ def _resume(work: Work, engine: Engine, store: Store) -> int:
     return state.step
 
 
-def _loop(work: Work, engine: Engine, store: Store, tracker: Tracker, stop: StopSignal, start: int) -> bool:
+def _loop(session: Session, start: int) -> bool:
     """Train from step `start`; every rank leaves after the same step. Returns whether the run is complete."""
+    work, engine, tracker = session.work, session.engine, session.tracker
     config, span = work.config, Span.of(work.config, work.stream)
     progress = Progress(work.kind, span.total, "steps", done=start, live=work.world.main)
     peak = config.optimiser.peak_lr(config.batch.size)
@@ -137,19 +150,30 @@ def _loop(work: Work, engine: Engine, store: Store, tracker: Tracker, stop: Stop
         loaded, step = time.perf_counter(), batch.step + 1
         prepared = work.prepare(batch, engine)
         lr = learning_rate(batch.step, peak, span.warmup, span.total)
-        result = engine.step(prepared, lr, stop.received or step == config.stop_at)
+        result = engine.step(prepared, lr, STOP.received or step == config.stop_at)
+        if step == start + 1:
+            _require_counted(result, config)
         now = time.perf_counter()
         metrics = _measured(result, config.batch.size, loaded - began, now - began)
-        tracker.log(step, metrics | prepared.observed | work.measure(step, engine))
+        tracker.log(step, metrics | result.observed | work.measure(step, engine))
         progress.advance(note=f"loss {result.loss:.4f}, lr {lr:.2e}")
         # the same on all ranks, for result.stop was agreed by all
         if result.stop or step == span.total or step % config.save_every_steps == 0:
-            store.save(engine, _state(work, step))
+            session.store.save(engine, _state(work, step))
             tracker.commit(step)
         if result.stop:
             return step == span.total
         began = time.perf_counter()
     return True
+
+
+def _require_counted(result: StepResult, config: RunConfig) -> None:
+    """Raise `ContractError` where nothing in a run's first batch counts: it would train on nothing, silently."""
+    if not result.counted:
+        raise ContractError(
+            f"no sample of the first batch from {config.data.shards} counts: none has a label, or none has enough"
+            " valid pixels. Look at the set with preprocessing/show.py and verify.py."
+        )
 
 
 def _measured(result: StepResult, samples: int, waited_s: float, whole_s: float) -> dict[str, float]:
@@ -178,5 +202,3 @@ def _end(work: Work, engine: Engine, tracker: Tracker, complete: bool) -> None:
     if work.world.main:
         mark(folder, COMPLETE if complete else INTERRUPTED)
         say(told)
-    # a rank that ends with 85 makes srun kill the others: none may leave before the marker is there
-    work.world.barrier()

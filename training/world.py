@@ -13,6 +13,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from pipeline.errors import ConfigError
 
@@ -90,13 +91,20 @@ class World:
             "LOCAL_RANK": str(self.local_rank),
         }
 
-    def sum(self, values: Sequence[float]) -> list[float]:
-        """Add up a few numbers over all ranks, in one float64 reduction."""
+    def pack(self, values: Sequence[float | Tensor]) -> Tensor:
+        """Put a few numbers, on any device, into one float64 tensor on this rank's device."""
         # float64: the sum of a thousand ranks must not depend on their order in the seventh digit
-        packed = torch.tensor(values, dtype=torch.float64, device=self.device)
+        return torch.stack([torch.as_tensor(v, dtype=torch.float64, device=self.device) for v in values])
+
+    def add(self, packed: Tensor) -> Tensor:
+        """Add up over all ranks, in place; the host does not wait for it."""
         if self.size > 1:
             dist.all_reduce(packed)
-        return list(packed.tolist())
+        return packed
+
+    def sum(self, values: Sequence[float | Tensor]) -> list[float]:
+        """Add up a few numbers over all ranks in one reduction, and read them."""
+        return list(self.add(self.pack(values)).tolist())
 
     def gather(self, value: object) -> list[object]:
         """Return every rank's `value`, in rank order, on every rank."""
