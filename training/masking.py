@@ -37,8 +37,9 @@ class MaskingConfig(Config):
     """Saliency: hide the informative cubes, or show them."""
     draw: Literal["hidden", "shown"] = "hidden"
     """Saliency: which of the two sets is the weighted sample."""
-    lambda_max: float = Field(default=0.25, ge=0)
-    """Saliency: strength of the guidance at the end of the curriculum; 0 is uniform random masking."""
+    lambda_max: float | None = Field(default=None, ge=0)
+    """Saliency: strength of the guidance at the end of the curriculum; 0 is uniform random masking, null takes
+    the policy's own: 0.25 for mask_salient, 2 for keep_salient."""
     curriculum: Literal["linear", "cosine", "step"] = "linear"
     """Saliency: how lambda rises from the end of warm-up to `full_at`."""
     full_at: float = Field(default=0.8, gt=0, le=1)
@@ -99,7 +100,9 @@ def strength(config: MaskingConfig, step: int, warmup_steps: int, total_steps: i
         progress = (1 - math.cos(math.pi * progress)) / 2
     elif config.curriculum == "step":
         progress = float(progress >= 1)
-    return config.lambda_max * progress
+    # at 90 % hidden, hiding the salient already empties the shown of them at a strength that hardly helps showing
+    usual = 0.25 if config.policy == "mask_salient" else 2.0
+    return (usual if config.lambda_max is None else config.lambda_max) * progress
 
 
 def check(config: MaskingConfig, tokens: int, groups: int) -> int:
