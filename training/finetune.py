@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +16,10 @@ if not __package__:  # run by path: `python training/finetune.py`
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
     # read when torch loads: OpenMP threads that spin while they wait are 6 times slower on a busy machine
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from training.guards import STOP
+
+    # torch takes seconds to load, and a signal in that time would end a job that could be requeued
+    STOP.listen()
 
 import numpy as np
 import torch
@@ -60,7 +64,7 @@ class FinetuneConfig(runs.RunConfig):
     init: UserPath | None = None
     """Run or checkpoint folder of the pretrained weights; null starts from scratch."""
     model: ModelConfig = ModelConfig()
-    """The encoder when starting from scratch; otherwise the checkpoint's own is used."""
+    """The encoder when starting from scratch; with `init` the checkpoint's own is taken and recorded instead."""
     layer_decay: float = Field(default=0.75, gt=0, le=1)
     """full: learning rate of a block relative to the one above it."""
     val_split: str = "val"
@@ -87,20 +91,18 @@ class Downstream(nn.Module):
 class Finetuning:
     """The work of a fine-tuning step: predict, compare with the label."""
 
-    def __init__(self, config: FinetuneConfig, world: World) -> None:
+    def __init__(self, config: FinetuneConfig, world: World, weights: Weights | None) -> None:
         """Open data and weights and fit them to each other; all that can be wrong is found here."""
         self.config, self.world, self.kind = config, world, config.task
-        start = checkpoint.find(config.init) if config.init else None
-        state = checkpoint.read_state(start) if start else None
         reader = ShardReader(config.data.shards, config.data.split, config.data.verify)
-        model = ModelConfig.model_validate(state.config["model"]) if state else config.model
-        self.data = _data_record(reader, config, state)
-        bands_px = {"bands": self.data.bands, "image_px": self.data.image_px}
-        view = make_view(reader.manifest.contract, config.data.model_copy(update=bands_px), model.patch_px)
-        view = replace(view, seed=config.seed)
-        layout = Layout(len(self.data.bands), view.image_px, model.patch_px, model.bands_per_cube)
+        self.data = _data_record(reader, config, weights)
+        view = replace(
+            make_view(reader.manifest.contract, config.data, config.model.patch_px), seed=config.seed
+        )
+        layout = Layout(
+            len(self.data.bands), view.image_px, config.model.patch_px, config.model.bands_per_cube
+        )
         self.task = task(config.task)(reader.manifest.contract)
-        # the checkpoint's statistics, not this set's: the weights know only those
         self.normaliser = Normaliser(normalisation(self.data.normalise, self.data.statistics))
         self.stream = ShardStream(reader, view, config.batch, world)
         micro = config.batch.size // world.size // self.stream.accumulation
@@ -108,10 +110,12 @@ class Finetuning:
         self.validation = Pass(val_reader, replace(view, augment=False), micro, world)
         torch.manual_seed(config.seed)
         self.model = Downstream(
-            Encoder(model, layout), self.task.head(model.dimensions.width), config.mode == "linear_probe"
+            Encoder(config.model, layout),
+            self.task.head(config.model.dimensions.width),
+            config.mode == "linear_probe",
         )
-        if start:
-            self.model.encoder.load_state_dict(checkpoint.read_weights(start, "encoder."))
+        if weights:
+            self.model.encoder.load_state_dict(checkpoint.read_weights(weights.folder, "encoder."))
         self._last: NDArray[np.int64] | None = None
 
     def groups(self) -> list[dict[str, object]]:
@@ -156,6 +160,11 @@ class Finetuning:
         # tallies add up over ranks; scores would not
         mine = np.sum(tallies, axis=0)
         summed = self.world.sum(mine.ravel().astype(float).tolist())
+        if not any(summed):
+            raise ContractError(
+                f"no sample of split `{self.config.val_split}` of {self.config.data.shards} carries a label: there is"
+                " nothing to score. Shard it with `labels`."
+            )
         return np.array(summed, np.int64).reshape(mine.shape)
 
     def plan(self) -> str:
@@ -165,14 +174,14 @@ class Finetuning:
         rows = [
             ("run", str(config.folder)),
             ("task", f"{config.task}, {config.mode}"),
-            ("weights", str(config.init or "from scratch")),
+            ("weights", f"{config.init}, which decide model and input" if config.init else "from scratch"),
             (
                 "data",
                 f"{len(stream.reader)} samples to train, {len(self.validation.reader)} to score, of {config.data.shards}",
             ),
             (
                 "model",
-                f"{count_parameters(self.model) / 1e6:.2f} M parameters, {trained / 1e6:.3f} M trained",
+                f"{config.model.size}, {count_parameters(self.model) / 1e6:.2f} M parameters, {trained / 1e6:.3f} M trained",
             ),
             ("steps", f"{Span.of(config, stream).total} of {config.batch.size} samples"),
         ]
@@ -188,24 +197,58 @@ class Finetuning:
         )
 
 
-def _data_record(reader: ShardReader, config: FinetuneConfig, state: State | None) -> DataRecord:
+@dataclass(frozen=True)
+class Weights:
+    """Pretrained weights: their checkpoint's folder, and its state."""
+
+    folder: Path
+    state: State
+
+    @classmethod
+    def of(cls, config: FinetuneConfig) -> Weights | None:
+        """Find what `init` means; None is from scratch."""
+        if config.init is None:
+            return None
+        folder = checkpoint.find(config.init)
+        return cls(folder, checkpoint.read_state(folder))
+
+    def decide(self, config: FinetuneConfig) -> FinetuneConfig:
+        """Return the configuration with what the weights decide put in, so that it is recorded as it was.
+
+        Raises `ContractError` where bands or size of the images were asked for and differ.
+        """
+        mine = self.state.data
+        asked = {"data.bands": config.data.bands, "data.image_px": config.data.image_px}
+        has = {"data.bands": mine.bands, "data.image_px": mine.image_px}
+        wrong = differences({k: has[k] for k, v in asked.items() if v}, {k: v for k, v in asked.items() if v})
+        if wrong:
+            raise ContractError(
+                f"the weights in {config.init} do not fit what is asked of `data`: {'; '.join(wrong)}."
+            )
+        fitted = {"bands": mine.bands, "image_px": mine.image_px, "normalise": mine.normalise}
+        data = config.data.model_copy(update=fitted)
+        model = ModelConfig.model_validate(self.state.config["model"])
+        return config.model_copy(update={"data": data, "model": model})
+
+
+def _data_record(reader: ShardReader, config: FinetuneConfig, weights: Weights | None) -> DataRecord:
     """Return what the encoder expects of its input: the checkpoint's record, or a new one from scratch.
 
     Raises `ContractError` with a difference list where the shard set does not hold what the weights expect.
     """
     contract = reader.manifest.contract
-    names = state.data.bands if state else config.data.bands or contract.band_names
+    names = config.data.bands or contract.band_names
     positions = contract.band_positions(names)
-    if state:
-        _require_fitting(state.data, reader, config)
+    if weights:
+        _require_fitting(weights.state.data, reader, config)
+    # the checkpoint's statistics, not this set's: the weights know only those
+    measured = tuple(reader.manifest.statistics[i] for i in positions)
     return DataRecord(
         contract=contract,
-        statistics=state.data.statistics
-        if state
-        else tuple(reader.manifest.statistics[i] for i in positions),
+        statistics=weights.state.data.statistics if weights else measured,
         bands=names,
-        image_px=state.data.image_px if state else config.data.image_px or contract.tile_px,
-        normalise=state.data.normalise if state else config.data.normalise,
+        image_px=config.data.image_px or contract.tile_px,
+        normalise=config.data.normalise,
         digest=reader.manifest.digest(),
     )
 
@@ -216,9 +259,6 @@ def _require_fitting(expected: DataRecord, reader: ShardReader, config: Finetune
     problems = differences(
         {k: getattr(expected.contract, k) for k in keys}, {k: getattr(found, k) for k in keys}
     )
-    asked = {"data.bands": config.data.bands, "data.image_px": config.data.image_px}
-    has = {"data.bands": expected.bands, "data.image_px": expected.image_px}
-    problems += [f"{k}: {has[k]!r} -> {v!r}" for k, v in asked.items() if v is not None and v != has[k]]
     if problems:
         raise ContractError(
             f"the weights in {config.init} do not fit {config.data.shards}: {'; '.join(problems)}."
@@ -228,8 +268,10 @@ def _require_fitting(expected: DataRecord, reader: ShardReader, config: Finetune
 def finetune(config: FinetuneConfig, world: World) -> bool:
     """Run or resume a fine-tuning; True when it is complete, False when it was interrupted and saved."""
     world.connect(config.engine.timeout_s)
+    weights = Weights.of(config)
+    config = weights.decide(config) if weights else config
     if runs.prepare(config, world):
-        return train(Finetuning(config, world))
+        return train(Finetuning(config, world, weights))
     if world.main:
         say(f"{config.folder} is complete; give another name=... for a new run.")
     return True

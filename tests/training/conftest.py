@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -53,11 +54,14 @@ def _cells(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return cell_statistics(values, mask == 0, CELL_PX)
 
 
-def write_shards(folder: Path, splits: dict[str, range], per_shard: int = 16) -> Path:
-    """Write a shard set with the numbered samples of each split; returns its folder."""
+def write_shards(
+    folder: Path, splits: dict[str, range], per_shard: int = 16, labelled: Sequence[str] | None = None
+) -> Path:
+    """Write a shard set with the numbered samples of each split, all or the named ones labelled; returns its folder."""
     folder.mkdir(parents=True, exist_ok=True)
     written = {
-        name: tuple(_write_split(folder, name, numbers, per_shard)) for name, numbers in splits.items()
+        name: tuple(_write_split(folder, name, numbers, per_shard, labelled is None or name in labelled))
+        for name, numbers in splits.items()
     }
     first = np.stack([make_sample(i).pixels for i in range(8)]).astype(np.float64) * 1e-4
     statistics = tuple(_statistics(first[:, i]) for i in range(len(BANDS)))
@@ -69,7 +73,7 @@ def write_shards(folder: Path, splits: dict[str, range], per_shard: int = 16) ->
     return folder
 
 
-def _write_split(folder: Path, name: str, numbers: range, per_shard: int) -> list[Shard]:
+def _write_split(folder: Path, name: str, numbers: range, per_shard: int, labelled: bool) -> list[Shard]:
     (folder / name).mkdir(exist_ok=True)
     shards = []
     for start in range(0, len(numbers), per_shard):
@@ -78,6 +82,7 @@ def _write_split(folder: Path, name: str, numbers: range, per_shard: int) -> lis
         with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
             for number in chosen:
                 sample = make_sample(number)
+                sample = sample if labelled else replace(sample, label=None)
                 for suffix, data in encode(sample).items():
                     info = tarfile.TarInfo(f"{sample.key}.{suffix}")
                     info.size = len(data)
@@ -118,8 +123,8 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_shards(tmp_path: Path) -> Callable[..., Path]:
     """Write further shard sets: `make_shards(name, train=range(n))`."""
 
-    def make(name: str, **splits: range) -> Path:
-        return write_shards(tmp_path / name, splits)
+    def make(name: str, labelled: Sequence[str] | None = None, **splits: range) -> Path:
+        return write_shards(tmp_path / name, splits, labelled=labelled)
 
     return make
 

@@ -56,10 +56,17 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def start(shards: Path, output: Path, *words: str, **environment: str) -> subprocess.Popen[str]:
-    """Start the pretraining entry by path, with the small configuration and `words`."""
+def start(
+    shards: Path, output: Path, *words: str, limit_file_kb: int | None = None, **environment: str
+) -> subprocess.Popen[str]:
+    """Start the pretraining entry by path, with the small configuration and `words`.
+
+    limit_file_kb: size from which on no file can grow, as on a disk that is full.
+    """
     given = [f"output={output}", f"data.shards={shards}", "data.image_px=48", *SMALL, *words]
     command = [sys.executable, "training/pretrain.py", "configs/pretrain/demo.yaml", *given]
+    if limit_file_kb:
+        command = ["bash", "-c", f"ulimit -f {limit_file_kb}; trap '' XFSZ; exec \"$@\"", "limited", *command]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(
         command, cwd=ROOT, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"} | environment, **pipes

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from pipeline.errors import ContractError
 from tests.training.processes import ROOT, run_cases
@@ -76,6 +78,39 @@ def test_what_does_not_fit_is_refused_with_the_difference(
     assert [expected in str(found) for expected, found in zip(says, outcomes, strict=True)] == [True] * 5, (
         outcomes
     )
+
+
+def test_the_weights_decide_model_and_input_and_that_is_recorded(
+    shards: Path, trained: Path, tmp_path: Path
+) -> None:
+    words = [f"output={tmp_path}", f"data.shards={shards}", "batch.size=8", "epochs=1"]
+    outcomes = run_cases(
+        tmp_path,
+        [
+            (
+                "finetune",
+                [*words, "name=first", f"init={trained}/whole", "model.size=base", "data.normalise=none"],
+            ),
+            ("finetune", [*words, "name=second", f"init={tmp_path}/first"]),
+        ],
+    )
+    assert outcomes == [True, True]
+    for name in ("first", "second"):
+        config = yaml.safe_load((tmp_path / name / "config.yaml").read_text())
+        assert (config["model"]["size"], config["data"]["normalise"]) == ("tiny", "minmax")
+        assert checkpoint.read_state(checkpoint.find(tmp_path / name)).config["model"]["size"] == "tiny"
+
+
+def test_a_set_without_a_label_is_refused(make_shards: Callable[..., Path], tmp_path: Path) -> None:
+    common = [f"output={tmp_path}", "batch.size=4", "epochs=1", "model.size=tiny"]
+    bare = make_shards("bare", train=range(8), val=range(8, 12), labelled=())
+    half = make_shards("half", train=range(8), val=range(8, 12), labelled=("train",))
+    outcomes = run_cases(
+        tmp_path,
+        [("finetune", [*common, f"name={s.name}", f"data.shards={s}"]) for s in (bare, half)],
+    )
+    assert "no sample of the first batch" in str(outcomes[0])
+    assert "no sample of split `val`" in str(outcomes[1])
 
 
 @pytest.mark.parametrize("name", sorted(TASKS))
