@@ -15,6 +15,10 @@ if not __package__:  # run by path: `python training/pretrain.py`
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
     # read when torch loads: OpenMP threads that spin while they wait are 6 times slower on a busy machine
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from training.guards import STOP
+
+    # torch takes seconds to load, and a signal in that time would end a job that could be requeued
+    STOP.listen()
 
 import torch
 from pydantic import Field
@@ -28,10 +32,10 @@ from training.data import Batch, ShardStream, make_view
 from training.engine import Engine
 from training.loop import Prepared, Span, train
 from training.masking import Choice, MaskingConfig
-from training.model import ModelConfig, SpatialSpectralMAE, count_parameters
+from training.model import ModelConfig, SpatialSpectralMAE, count_parameters, restore
 from training.reader import ShardReader
 from training.schedule import decay_groups
-from training.tokens import Layout, Normaliser, to_cubes, to_image
+from training.tokens import Layout, Normaliser, Rescale, gather, to_cubes, to_image
 from training.tracking import Tracker
 from training.world import World
 
@@ -73,6 +77,8 @@ class Pretraining:
         self.layout = Layout(len(names), view.image_px, config.model.patch_px, config.model.bands_per_cube)
         masking.check(config.masking, self.layout.tokens, self.layout.groups)
         self.normaliser = Normaliser(normalisation(config.data.normalise, statistics))
+        # also what pictures are drawn on
+        self.to_unit = Rescale(self.normaliser.recorded, normalisation("minmax", statistics))
         self.stream = ShardStream(reader, view, config.batch, world)
         self.span = Span.of(config, self.stream)
         self.data = DataRecord(
@@ -84,7 +90,8 @@ class Pretraining:
             digest=reader.manifest.digest(),
         )
         torch.manual_seed(config.seed)
-        self.model = SpatialSpectralMAE(config.model, self.layout)
+        on_unit = config.data.normalise == "minmax"
+        self.model = SpatialSpectralMAE(config.model, self.layout, None if on_unit else self.to_unit)
 
     def groups(self) -> list[dict[str, object]]:
         """Return the optimiser's parameter groups."""
@@ -153,25 +160,34 @@ class Pretraining:
                 tracker.artifact(panels.reconstruction(rows, path), "panels")
         return (
             f"weights: {config.folder}/checkpoints\n"
-            f"fine-tune: python training/finetune.py init={config.folder} data.shards={config.data.shards}\n"
+            f"fine-tune: python training/finetune.py {' '.join(self._next_words())}\n"
             f"compare: python training/compare.py --output {config.output}\n"
             f"curves: {runs.tracker_hint(config.tracking.resolve(config.output))}"
         )
 
+    def _next_words(self) -> list[str]:
+        """Return the words of a fine-tuning that runs on this set, if it is labelled."""
+        config, labelled = self.config, bool(self.data.contract.classes)
+        words = [f"init={config.folder}", f"output={config.output}", f"name={config.name}-tuned"]
+        words.append(f"data.shards={config.data.shards if labelled else '/path/to/labelled/shards'}")
+        return [*words, f"batch.size={min(config.batch.size, 256)}"]
+
     @torch.no_grad()
     def _panel_rows(self, engine: Engine) -> list[panels.Row]:
-        """Reconstruct the first images of the run."""
-        batch = self.stream[0]
+        """Reconstruct the first images of the run's last step; colours are on the `minmax` scale."""
+        # the last step's: its masks are those of the curriculum's end
+        batch = self.stream[self.span.total - 1]
         image, shown, hidden, counted = self._inputs(
             batch, self.choose(batch), slice(0, self.config.panel_images)
         )
         predicted = engine.module(image, shown, hidden, counted).predicted_BMP
-        predicted = (predicted + 1) / 2 if self.config.model.target == "signed" else predicted
-        cubes, place = to_cubes(image, self.layout), hidden.unsqueeze(-1).expand_as(predicted)
+        cubes, place = self.model.source(image), hidden.unsqueeze(-1).expand_as(predicted)
+        restored = restore(predicted, gather(cubes, hidden), self.config.model, self.layout)
+        reconstructed = to_image(cubes.scatter(1, place, restored), self.layout)
         columns = {
-            "shown": to_image(cubes.scatter(1, place, 0.0), self.layout),
-            "reconstructed": to_image(cubes.scatter(1, place, predicted), self.layout),
-            "original": image,
+            "shown": to_image(to_cubes(self.to_unit(image), self.layout).scatter(1, place, 0.0), self.layout),
+            "reconstructed": self.to_unit(reconstructed) if self.model.to_unit is None else reconstructed,
+            "original": self.to_unit(image),
         }
         bands = self.data.rgb()
         return [

@@ -73,6 +73,10 @@ def test_two_processes_see_what_one_sees(two_ranks: tuple[Path, list[object]], t
         found, whole = losses(output / name), losses(trained / "whole")
         assert found[0] == pytest.approx(whole[0], rel=1e-6)
         assert found == pytest.approx(whole, rel=1e-5)
+        observed, once = (
+            journal.read(folder / name)[-1].metrics for folder, name in ((output, name), (trained, "whole"))
+        )
+        assert observed["mask_saliency_shown"] == pytest.approx(once["mask_saliency_shown"], rel=1e-9)
 
 
 def test_another_number_of_ranks_is_refused_by_name(two_ranks: tuple[Path, list[object]]) -> None:
@@ -94,6 +98,28 @@ def test_t03_a_signal_saves_and_exits_85_and_the_same_command_goes_on(
     assert "going on from" in out
     assert losses(tmp_path / "stopped") == losses(trained / "whole")
     assert not (tmp_path / "stopped" / "INTERRUPTED").exists()
+
+
+@pytest.mark.parametrize("after_s", [0.5, 3.0])
+def test_t04_a_signal_while_the_run_starts_saves_and_exits_85(
+    shards: Path, tmp_path: Path, after_s: float, trained: Path
+) -> None:
+    process = start(shards, tmp_path, "name=early")
+    time.sleep(after_s)
+    os.kill(process.pid, signal.SIGUSR1)
+    _, err = finish(process, 85)
+    assert "stop: the step is finished and everything saved" in err
+    assert (tmp_path / "early" / "INTERRUPTED").exists()
+    assert losses(tmp_path / "early") == losses(trained / "whole")[: len(losses(tmp_path / "early"))]
+
+
+def test_t07_a_full_disk_while_saving_is_one_clear_line(shards: Path, tmp_path: Path) -> None:
+    process = start(shards, tmp_path, "name=full", "save_every_steps=2", limit_file_kb=3000)
+    _, err = finish(process, 2)
+    assert "could not be written" in err
+    assert "Make room" in err
+    assert "Traceback" not in err
+    assert list((tmp_path / "full" / "checkpoints").iterdir()) == []
 
 
 def test_t01_a_killed_run_goes_on_from_its_newest_checkpoint(
@@ -145,7 +171,16 @@ def test_an_occupied_port_is_one_clear_line(shards: Path, tmp_path: Path) -> Non
     assert "Traceback" not in err
 
 
-def test_a_finished_run_says_so_and_the_folder_is_told_without_training(shards: Path, trained: Path) -> None:
+def test_a_finished_run_says_so_and_trains_no_more(shards: Path, trained: Path) -> None:
+    before = (trained / "whole" / journal.NAME).read_bytes()
+    (said,) = run_cases(
+        trained, [("pretrain", [f"output={trained}", f"data.shards={shards}", *SMALL, "name=whole"])]
+    )
+    assert said is True
+    assert (trained / "whole" / journal.NAME).read_bytes() == before
+
+
+def test_the_folder_is_told_without_training(shards: Path, trained: Path) -> None:
     out, _ = finish(start(shards, trained, "name=whole", "--run-folder"))
     assert out.strip() == str(trained / "whole")
 
