@@ -8,26 +8,32 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 if not __package__:  # run by path: `python training/compare.py`
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from pipeline.console import clock, run, say, table
-from pipeline.errors import EXIT_DONE, MissingInputError
+from pipeline.errors import EXIT_DONE, MissingInputError, unknown
 from training import panels
 from training.runs import tracker_hint
 from training.tracking import RecordedRun, TrackingConfig, read_runs
 
 _IDENTITY = ("name", "output", "stop_at", "tracking.experiment", "tracking.uri")
 _SHOWN = ("loss", "val_accuracy", "val_balanced_accuracy", "val_macro_f1")
+EXAMPLES = """\
+  python training/compare.py --output runs
+  python training/compare.py spectral --curve grad_norm --picture grad_norm.png
+  python training/compare.py --uri http://127.0.0.1:5000"""
+"""Shown under --help."""
 
 
 def parser() -> argparse.ArgumentParser:
     """Return the command line."""
     made = argparse.ArgumentParser(
         description="Compare the runs of an MLflow experiment: what differs, final metrics, time, loss curves.",
-        epilog="examples:\n  python training/compare.py --output runs\n  python training/compare.py spectral --curve grad_norm",
+        epilog=f"examples:\n{EXAMPLES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument(
@@ -45,6 +51,27 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--curve", default="loss", help="metric to draw over the steps (default: %(default)s)")
     made.add_argument("--picture", type=Path, help="where to draw it (default: OUTPUT/compare-METRIC.png)")
     return made
+
+
+def distinct(runs: Sequence[RecordedRun]) -> list[RecordedRun]:
+    """Return the runs under names that tell them apart: where a name is there twice, MLflow's id goes with it."""
+    names = [run.name for run in runs]
+    # several output folders that share a server may each hold a run of that name
+    return [r if names.count(r.name) == 1 else replace(r, name=f"{r.name} ({r.id[:8]})") for r in runs]
+
+
+def draw(runs: Sequence[RecordedRun], metric: str, picture: Path) -> str:
+    """Draw a metric of all runs that have it over their steps; returns what to tell.
+
+    Raises `UnknownNameError` for a metric that no run has, with the nearest one.
+    """
+    lines = {run.name: run.curves[metric] for run in runs if metric in run.curves}
+    known = sorted({name for run in runs for name in run.metrics})
+    if not known:
+        return "no run has recorded a metric yet: nothing to draw."
+    if not lines:
+        raise unknown("metric", metric, known, "these runs")
+    return f"{metric} over steps: {panels.curves(lines, metric, picture)}"
 
 
 def differing(runs: Sequence[RecordedRun]) -> list[str]:
@@ -79,20 +106,20 @@ def _short(text: str, most: int = 28) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the entry; returns the exit code."""
+    """Run the entry; returns the exit code.
+
+    Raises `MissingInputError` where no run is found, and `UnknownNameError` for a metric that none has.
+    """
     asked = parser().parse_args(argv)
     config = TrackingConfig(experiment=asked.experiment, uri=asked.uri)
     uri = config.resolve(asked.output)
-    runs = read_runs(uri, asked.experiment, [asked.curve, "samples_per_s"])
+    runs = distinct(read_runs(uri, asked.experiment, [asked.curve, "samples_per_s"]))
     if not runs:
         raise MissingInputError(f"experiment `{asked.experiment}` at {uri} has no runs yet.")
     for kind in dict.fromkeys(recorded.kind for recorded in runs):
         say(f"\n{kind}\n{differences([r for r in runs if r.kind == kind])}")
     say(f"\nresults\n{results(runs)}\n")
-    lines = {r.name: r.curves[asked.curve] for r in runs if asked.curve in r.curves}
-    if lines:
-        picture = asked.picture or asked.output / f"compare-{asked.curve}.png"
-        say(f"{asked.curve} over steps: {panels.curves(lines, asked.curve, picture)}")
+    say(draw(runs, asked.curve, asked.picture or asked.output / f"compare-{asked.curve}.png"))
     say(f"open MLflow: {tracker_hint(uri)}")
     return EXIT_DONE
 

@@ -14,8 +14,9 @@ from pipeline.errors import MissingPackageError
 from pipeline.manifest import write_atomically
 
 Curve = Sequence[tuple[int, float]]
+"""(step, value), in order of steps."""
 Row = Mapping[str, NDArray[np.float32]]
-"""Title -> RGB array [y, x, 3]."""
+"""Title -> RGB array [y, x, 3], 0 black to 1 white; what is outside is clipped."""
 
 
 def _pyplot() -> Any:
@@ -31,7 +32,10 @@ def _pyplot() -> Any:
 
 
 def reconstruction(rows: Sequence[Row], path: Path) -> Path:
-    """Write a picture with one row an image and one column a named RGB array [y, x, 3]; returns `path`."""
+    """Write a PNG with one row an image and one column a named RGB array; all rows have the same titles.
+
+    Returns `path`. Raises `MissingPackageError` without matplotlib.
+    """
     plt = _pyplot()
     titles = list(rows[0])
     figure, axes = plt.subplots(
@@ -47,11 +51,16 @@ def reconstruction(rows: Sequence[Row], path: Path) -> Path:
 
 
 def curves(lines: Mapping[str, Curve], label: str, path: Path) -> Path:
-    """Write curves over each other into one picture, `label` on the y axis; returns `path`."""
+    """Write a PNG with curves over each other, named in its legend, `label` on the y axis.
+
+    Returns `path`, whose folder is made where it is not there. Raises `MissingPackageError` without matplotlib.
+    """
     plt = _pyplot()
     figure, axis = plt.subplots(figsize=(7, 4))
     for name, points in lines.items():
-        axis.plot([s for s, _ in points], [v for _, v in points], label=name, linewidth=1.2)
+        steps, values = zip(*points, strict=True)
+        # a line through one point is invisible
+        axis.plot(steps, values, label=name, linewidth=1.2, marker="o" if len(points) == 1 else None)
     axis.set(xlabel="step", ylabel=label)
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
