@@ -45,10 +45,6 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy2(ROOT / name, folder / name)
     (folder / ".venv").symlink_to(sys.prefix)
     (folder / ".ready").touch()
-    (folder / "shards").mkdir()
-    (folder / "shards/sentinel2").symlink_to(
-        "../demo/shards/sentinel2"
-    )  # what the default configuration names
     return folder
 
 

@@ -117,7 +117,8 @@ def make_view(contract: DataContract, config: DataConfig, patch_px: int) -> View
     image_px = config.image_px or contract.tile_px
     if image_px > contract.tile_px or image_px % contract.cell_px:
         raise ConfigError(
-            f"data.image_px {image_px} must be a multiple of {contract.cell_px} up to {contract.tile_px}, the tile of {config.shards}."
+            f"data.image_px {image_px} must be a multiple of {contract.cell_px} up to {contract.tile_px},"
+            f" the tile of {config.shards}."
         )
     if patch_px % contract.cell_px:
         raise ConfigError(

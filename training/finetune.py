@@ -171,18 +171,15 @@ class Finetuning:
         """Tell what the run is going to be."""
         config, stream = self.config, self.stream
         trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        weights = f"{config.init}, which decide model and input" if config.init else "from scratch"
+        size = f"{count_parameters(self.model) / 1e6:.2f} M parameters, {trained / 1e6:.3f} M trained"
+        samples = f"{len(stream.reader)} samples to train, {len(self.validation.reader)} to score"
         rows = [
             ("run", str(config.folder)),
             ("task", f"{config.task}, {config.mode}"),
-            ("weights", f"{config.init}, which decide model and input" if config.init else "from scratch"),
-            (
-                "data",
-                f"{len(stream.reader)} samples to train, {len(self.validation.reader)} to score, of {config.data.shards}",
-            ),
-            (
-                "model",
-                f"{config.model.size}, {count_parameters(self.model) / 1e6:.2f} M parameters, {trained / 1e6:.3f} M trained",
-            ),
+            ("weights", weights),
+            ("data", f"{samples}, of {config.data.shards}"),
+            ("model", f"{config.model.size}, {size}"),
             ("steps", f"{Span.of(config, stream).total} of {config.batch.size} samples"),
         ]
         return table(("what", "this run"), rows)

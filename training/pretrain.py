@@ -130,23 +130,18 @@ class Pretraining:
         """Tell what the run is going to be."""
         config, world = self.config, self.world
         shown = masking.check(config.masking, self.layout.tokens, self.layout.groups)
-        samples = len(self.stream.reader)
+        samples, precision = len(self.stream.reader), config.engine.resolve(world.device)
+        size = f"{len(self.data.bands)} bands, {self.data.image_px} px"
         rows = [
             ("run", str(config.folder)),
-            (
-                "data",
-                f"{samples} samples of {config.data.shards}, {len(self.data.bands)} bands, {self.data.image_px} px",
-            ),
+            ("data", f"{samples} samples of {config.data.shards}, {size}"),
             ("model", f"{config.model.size}, {count_parameters(self.model) / 1e6:.2f} M parameters"),
             ("tokens", f"{shown} of {self.layout.tokens} cubes shown, masking {config.masking.strategy}"),
             (
                 "steps",
                 f"{self.span.total} of {config.batch.size} samples, {self.stream.steps_per_epoch} an epoch",
             ),
-            (
-                "engine",
-                f"ZeRO {config.engine.zero_stage}, {config.engine.resolve(world.device)}, {world.size} x {world.device.type}",
-            ),
+            ("engine", f"ZeRO {config.engine.zero_stage}, {precision}, {world.size} x {world.device.type}"),
         ]
         return table(("what", "this run"), rows)
 

@@ -35,7 +35,8 @@ class Layout:
             )
         if self.image_px % self.patch_px:
             raise ConfigError(
-                f"patches of {self.patch_px} px do not divide {self.image_px} px: change model.patch_px or data.image_px."
+                f"patches of {self.patch_px} px do not divide {self.image_px} px:"
+                " change model.patch_px or data.image_px."
             )
 
     @property
