@@ -4,14 +4,45 @@ from __future__ import annotations
 
 import importlib
 import logging
+import signal
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any, TypeVar
 
 from pipeline.errors import PipelineError
 
 JobT = TypeVar("JobT")
 ResultT = TypeVar("ResultT")
+_ENDING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Make of TERM and USR1, which end a job under Slurm, the `KeyboardInterrupt` that Ctrl-C is.
+
+    Later ones are ignored while worker processes end, which takes seconds; only a second Ctrl-C ends at once.
+    """
+    before = {number: signal.getsignal(number) for number in _ENDING}
+
+    def end(number: int, frame: FrameType | None) -> None:
+        # Slurm may send the same signal twice, by the step and by srun
+        for other in _ENDING:
+            signal.signal(other, signal.SIG_DFL if other == signal.SIGINT else signal.SIG_IGN)
+        # Zarr's and Dask's loops are torn down in mid-work, and would complain of it
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+        warnings.simplefilter("ignore")
+        raise KeyboardInterrupt
+
+    for number in _ENDING:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class Pool:
@@ -23,7 +54,13 @@ class Pool:
 
     def __enter__(self) -> Pool:
         if self._workers:
-            self._start()
+            # they come to workers too; these inherit deafness, so that we end them, and not in mid-sentence
+            before = {number: signal.signal(number, signal.SIG_IGN) for number in _ENDING}
+            try:
+                self._start()
+            finally:
+                for number, handler in before.items():
+                    signal.signal(number, handler)
         return self
 
     def _start(self) -> None:

@@ -29,7 +29,7 @@ from pipeline.errors import (
 )
 from pipeline.manifest import Manifest, Shard
 from preprocessing import archive, assembly, conventions, lock, packing, quality, scene_work, settings, spool
-from preprocessing.cluster import Pool
+from preprocessing.cluster import Pool, interruptible
 from preprocessing.quality import Rejection
 from preprocessing.readers import Request, discover
 from preprocessing.readers.product import raster_beside
@@ -79,7 +79,7 @@ def main(argv: Sequence[str]) -> int:
         show_plan(request, found)
         return EXIT_DONE
     try:
-        with lock.locked(request.output):
+        with interruptible(), lock.locked(request.output):
             # a first try with wrong bands stores nothing, and must not block the second
             fresh = archive.is_empty(request.output / archive.FOLDER)
             shard(request, found, settings.agree(request, fresh))

@@ -351,6 +351,30 @@ def test_any_number_of_workers_gives_the_same_bytes(city_words, clean, tmp_path,
     assert contents(tmp_path) == clean
 
 
+@pytest.mark.parametrize(
+    ("number", "workers"),
+    [
+        (signal.SIGTERM, 0),
+        (signal.SIGINT, 0),
+        pytest.param(signal.SIGTERM, 1, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, 1, marks=pytest.mark.slow),
+    ],
+)
+def test_p01_a_signal_ends_a_run_in_one_line_with_its_work_kept(city_words, clean, tmp_path, number, workers):
+    words = [*city_words, f"output={tmp_path}"]
+    process = start(*words, f"workers={workers}", start_new_session=True)
+    while process.poll() is None and not finished_scene(tmp_path):
+        time.sleep(0.001)
+    os.killpg(process.pid, number)  # as a terminal and Slurm do: all processes get it
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (85, "interrupted; start the same command again to go on.\n")
+    before = inodes(tmp_path)
+    assert before
+    assert shard.main(words) == 0
+    assert contents(tmp_path) == clean
+    assert before.items() <= inodes(tmp_path).items()
+
+
 def test_p02_two_runs_on_one_output(city_words, tmp_path):
     words = [*city_words, f"output={tmp_path}"]
     process = start(*words)
