@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from pipeline.config import ROOT, build, load
+from pipeline.config import ROOT, build, load, read_yaml
 from pipeline.errors import ConfigError, CorruptDataError, OutputError
 from pipeline.sample import Flag
 from preprocessing import settings
@@ -22,6 +22,14 @@ def test_every_shipped_configuration_loads_and_says_what_it_is(path):
     assert all(line.startswith("# ") for line in head[:3])
     assert f"configs/shard/{path.name}" in "".join(head[:5]) or path.stem == "default"
     assert loaded.indices == ("NDVI", "NDWI", "NDBI")
+
+
+def test_the_default_set_is_the_one_that_default_pretraining_reads():
+    made = load(ShardConfig, ROOT / "configs/shard/default.yaml")
+    data = read_yaml(ROOT / "configs/pretrain/default.yaml")["data"]
+    assert str(made.output) == data["shards"]
+    assert list(made.bands) == data["bands"]
+    assert (made.tile_px, 8 % made.cell_px) == (data["image_px"], 0)
 
 
 @pytest.mark.parametrize(
