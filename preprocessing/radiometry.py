@@ -169,10 +169,8 @@ def _resampled(band: BandSource, numbers: NDArray[Any], grid: Grid, target: Grid
     # float32 holds 16-bit numbers exactly; the weights cost far less than one unit
     units = to_units(band, numbers).astype(np.float32)
     valid = (numbers != band.nodata_dn) & np.isfinite(units)
-    # nearest: half-saturated is not a meaningful number
-    saturated = resampling.nearest(_is_saturated(band, numbers).astype(np.uint8), grid, target).astype(
-        np.bool_
-    )
+    # not nearest: what a saturated number has a part in is as invented as the number itself
+    saturated = resampling.touched(_is_saturated(band, numbers), grid, target, Resampling[how])
     pixels = np.empty(target.shape_px, np.int16)
     if grid.crs == target.crs:
         parts = resampling.bilinear(units, valid, grid, target)
@@ -187,7 +185,11 @@ def _resampled(band: BandSource, numbers: NDArray[Any], grid: Grid, target: Grid
 
 
 def mask_flags(mask: MaskSource, grid: Grid, target: Grid) -> NDArray[np.uint8]:
-    """Read a quality layer onto the target grid (nearest) as mask flags, [y, x]."""
+    """Read a quality layer onto the target grid as mask flags, uint8 [y, x].
+
+    Nearest, but for saturation, which marks every pixel that bilinear resampling would carry it to.
+    Raises `SceneError` where the layer holds no class codes or bit fields.
+    """
     codes = read_numbers(mask.path, 0)
     if not np.issubdtype(codes.dtype, np.integer):
         raise SceneError(f"{mask.path} holds {codes.dtype}, not class codes or bit fields.")
@@ -195,7 +197,12 @@ def mask_flags(mask: MaskSource, grid: Grid, target: Grid) -> NDArray[np.uint8]:
     size = np.iinfo(codes.dtype).max + 1
     if size > 1 << 16:
         raise SceneError(f"{mask.path} holds {codes.dtype}; quality layers have 8 or 16 bits.")
-    return resampling.nearest(flag_table(mask, size)[codes], grid, target)
+    source = flag_table(mask, size)[codes]
+    flags = resampling.nearest(source, grid, target)
+    # the bands it speaks of are resampled with their neighbours
+    saturated = (source & np.uint8(Flag.SATURATED)) != 0
+    flags[resampling.touched(saturated, grid, target, Resampling.bilinear)] |= np.uint8(Flag.SATURATED)
+    return flags
 
 
 def flag_table(mask: MaskSource, size: int) -> NDArray[np.uint8]:

@@ -20,6 +20,8 @@ from preprocessing.grids import Grid
 
 STRIP_PX = 512
 """Rows worked on at a time: bounds the memory of float intermediates."""
+LEAST_SHARE = 1e-5
+"""Less of a source pixel than this is rounding: of 65 535 it would be less than one unit."""
 Image = NDArray[np.float32]
 Ints = NDArray[np.intp]
 ScalarT = TypeVar("ScalarT", bound=np.generic)
@@ -103,6 +105,23 @@ def _mix(values: Image, columns: Taps, rows: Taps, strip: slice) -> Image:
     wide = sum(part[:, p] * w for p, w in zip(columns.positions, columns.weights, strict=True))
     mixed: Image = sum(wide[p - low] * w[:, None] for p, w in zip(positions, weights, strict=True))
     return mixed
+
+
+def touched(flagged: NDArray[np.bool_], source: Grid, target: Grid, how: Resampling) -> NDArray[np.bool_]:
+    """Return where on the target a flagged source pixel [y, x] has a part in the value that `how` gives."""
+    # the usual cases, which cost nothing
+    if source == target:
+        return flagged
+    if not flagged.any():
+        return np.zeros(target.shape_px, np.bool_)
+    share = flagged.astype(np.float32)
+    # the same way the values go, so that the same pixels have a part
+    if source.crs != target.crs:
+        return warp(share, source, target, how, np.nan) > LEAST_SHARE
+    found = np.empty(target.shape_px, np.bool_)
+    for rows, part in bilinear(share, np.ones_like(flagged), source, target):
+        found[rows] = part > LEAST_SHARE
+    return found
 
 
 def nearest(codes: NDArray[ScalarT], source: Grid, target: Grid) -> NDArray[ScalarT]:

@@ -68,7 +68,7 @@ class Found:
 
 def main(argv: Sequence[str]) -> int:
     """Run the entry; returns the exit code."""
-    parser = COMMAND.parser()
+    parser = COMMAND.configured_by(ShardConfig).parser()
     parser.add_argument("--dry-run", action="store_true", help="list the scenes and settings, write nothing")
     arguments = parser.parse_args(argv)
     path, words = COMMAND.split(arguments.words)

@@ -117,8 +117,35 @@ def test_saturation_of_a_coarse_band_covers_its_pixels(tif):
         None,
     )
     image = list(radiometry.band_images(layout, "bilinear"))[1]
-    assert image.saturated[:2, :2].all()
-    assert not image.saturated[3:, 3:].any()
+    # exactly the pixels whose value it has a part in: one more on each side
+    assert image.saturated[:3, :3].all()
+    assert not image.saturated[3].any()
+    assert not image.saturated[:, 3].any()
+    np.testing.assert_array_equal(image.saturated, image.pixels != 2000)
+
+
+@pytest.mark.parametrize("how", ["bilinear", "nearest"])
+def test_saturation_is_carried_to_another_crs_as_the_values_are(tif, how):
+    numbers = np.full((40, 40), 3000, np.uint16)
+    numbers[20, 20] = 65_535
+    one = scene(source(tif("a.tif", numbers, left=500_000), saturated_dn=65_535))
+    image = next(radiometry.band_images(radiometry.lay_out(one, 10, "EPSG:32632"), how))
+    np.testing.assert_array_equal(image.saturated, ~np.isin(image.pixels, [2000, NODATA]))
+    assert image.saturated.any()
+
+
+def test_saturation_in_a_quality_layer_marks_what_its_band_becomes(tif):
+    numbers = np.full((8, 8), 3000, np.uint16)
+    numbers[3, 4] = 9000
+    one = scene(
+        source(tif("a.tif", numbers)),
+        masks=[MaskSource(tif("q.tif", (numbers > 3000) * np.uint8(2)), bits={1: Flag.SATURATED})],
+    )
+    layout = radiometry.lay_out(one, 20, None)
+    image = next(radiometry.band_images(layout, "bilinear"))
+    flags = radiometry.mask_flags(one.masks[0], layout.masks[0], layout.target)
+    np.testing.assert_array_equal(flags == Flag.SATURATED, image.pixels != 2000)
+    assert (flags == Flag.SATURATED).sum() > 1
 
 
 def test_another_crs_is_reprojected_only_when_asked(tif):
@@ -144,7 +171,7 @@ def test_class_codes_become_flags_by_nearest(tif):
     own = Grid(UTM, Affine(20, 0, 0, 0, -20, 0), 2, 2)
     flags = radiometry.mask_flags(MaskSource(path, classes=classes), own, target)
     assert flags[0].tolist() == [4, 4, 0, 0]
-    assert flags[3].tolist() == [2, 2, 1, 1]
+    assert flags[3].tolist() == [2, 2, 3, 1]
 
 
 def test_bit_fields_become_flags_together():
