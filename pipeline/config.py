@@ -9,16 +9,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Hashable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
+from pipeline import reference
 from pipeline.errors import ConfigError, MissingInputError, did_you_mean
+from pipeline.reference import Place, as_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
+COMMAND_LINE = "the command line"
+"""Where a configuration is from when there is no file."""
 
 UserPath = Annotated[Path, AfterValidator(lambda path: path.expanduser())]
 """A path as people write it: `~` is expanded, relative paths are relative to the working directory."""
@@ -133,48 +138,64 @@ def _set(tree: dict[str, Any], keys: list[str], value: Any, word: str) -> None:
 def load(model: type[ConfigT], path: Path | None, words: Sequence[str] = ()) -> ConfigT:
     """Load `model` from a YAML file (or none) and `a.b=c` words, which win.
 
-    Raises `ConfigError` naming the file, the key path and, for a misspelt key, the nearest known one.
+    Raises `ConfigError` naming the file or the word, the key path and, for a misspelt key, the nearest known one,
+    and `MissingInputError` for a file that is not there.
     """
     tree = apply_words(read_yaml(path) if path else {}, words)
-    where = str(path) if path else "the command line"
-    return build(model, tree, where)
+    where = str(path) if path else COMMAND_LINE
+    return build(model, tree, where, words)
 
 
-def build(model: type[ConfigT], tree: dict[str, Any], where: str) -> ConfigT:
-    """Validate a plain `tree` as `model`; all problems are told at once."""
+def build(model: type[ConfigT], tree: dict[str, Any], where: str, words: Sequence[str] = ()) -> ConfigT:
+    """Validate a plain `tree` as `model`; all problems are told at once.
+
+    Raises `ConfigError` that names `where` the tree is from, or the word among `words` that set the key.
+    """
     try:
         return model.model_validate(tree)
     except ValidationError as error:
-        lines = [_explain(model, problem) for problem in error.errors()]
-        raise ConfigError(f"{where}: " + "; ".join(lines)) from error
+        told: dict[str, dict[str, None]] = {}
+        for problem in error.errors():
+            place = _place(model, problem)
+            # a union tells one problem for each of its members; in our words they are the same
+            told.setdefault(_origin(place, where, words), {})[_explain(place, problem)] = None
+        raise ConfigError("; ".join(f"{at}: {'; '.join(lines)}" for at, lines in told.items())) from error
 
 
-def _explain(model: type[BaseModel], problem: ErrorDetails) -> str:
-    """Turn one pydantic problem into `key.path: what is wrong, what to do`."""
-    location = [str(part) for part in problem["loc"]]
-    key = ".".join(location) or "the whole"
+def _place(model: type[BaseModel], problem: ErrorDetails) -> Place:
+    location = problem["loc"]
     if problem["type"] == "extra_forbidden":
-        return f"unknown key `{key}`.{did_you_mean(location[-1], _fields(model, location[:-1]))}"
-    if problem["type"] == "missing":
+        # an unknown key leads nowhere, and yet it is what must be named
+        return replace(reference.locate(model, location[:-1]), path=location)
+    # a list too short is wrong as a whole: its missing item is no key
+    short = problem["type"] == "missing" and isinstance(location[-1], int)
+    return reference.locate(model, location[:-1] if short else location)
+
+
+def _origin(place: Place, where: str, words: Sequence[str]) -> str:
+    """Say what set the value at a place: the last word that reaches it, or else the file."""
+    path = [str(part) for part in place.path]
+    # of words for the same key the last one wins
+    for word in reversed(words):
+        keys = word.partition("=")[0].split(".")
+        if path[: len(keys)] == keys:
+            return f"the word {word}"
+    # checks of several keys cannot know which of them is wrong
+    below = any(word.partition("=")[0].split(".")[: len(path)] == path for word in words)
+    return f"{where} and {COMMAND_LINE}" if below and where != COMMAND_LINE else where
+
+
+def _explain(place: Place, problem: ErrorDetails) -> str:
+    """Turn one pydantic problem into `key.path: what is wrong, what to do`."""
+    key = ".".join(str(part) for part in place.path)
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key `{key}`.{did_you_mean(str(place.path[-1]), place.keys)}"
+    if problem["type"] == "missing" and place.path == problem["loc"]:
         return f"`{key}` is not set: add it to the file or give {key}=... on the command line"
     if problem["type"] == "value_error":
-        return f"`{key}`: {problem['ctx']['error']}"
-    return f"`{key}`: {problem['msg']}, not {problem['input']!r}"
-
-
-def _fields(model: type[BaseModel], path: Sequence[str]) -> list[str]:
-    """List the field names of the model that stands at `path` below `model`."""
-    for part in path:
-        field = model.model_fields.get(part)
-        inner = [a for a in (field.annotation, *get_args(field.annotation)) if _is_model(a)] if field else []
-        if not inner:
-            return []
-        model = inner[0]
-    return list(model.model_fields)
-
-
-def _is_model(annotation: Any) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+        return f"`{key}`: {problem['ctx']['error']}" if key else str(problem["ctx"]["error"])
+    found = problem["input"]
+    return f"`{key}`: must be {place.takes}, not {repr(found) if isinstance(found, str) else as_yaml(found)}"
 
 
 def dump(config: Config) -> str:

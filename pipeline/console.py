@@ -12,12 +12,13 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TextIO
 
-from pipeline.config import ROOT
+from pipeline.config import ROOT, Config
 from pipeline.errors import EXIT_FAILURE, EXIT_INTERRUPTED, MissingInputError, PipelineError
+from pipeline.reference import listing
 
 LOG = logging.getLogger("spectral")
 PLAIN_INTERVAL_S = 10.0
@@ -34,9 +35,18 @@ class Command:
     """Default configuration, relative to the project root, or empty where one must be given."""
     examples: str
     """Lines shown under --help."""
+    model: type[Config] | None = None
+    """Configuration model, whose keys --keys lists."""
+
+    def configured_by(self, model: type[Config]) -> Command:
+        """Return the command with its configuration model, where that is declared after it."""
+        return replace(self, model=model)
 
     def parser(self) -> argparse.ArgumentParser:
-        """Return a parser that takes `[CONFIG.yaml] [a.b=c ...]`; entries may add options to it."""
+        """Return a parser that takes `[CONFIG.yaml] [a.b=c ...]`; entries may add options to it.
+
+        With a model it also takes --keys, which lists every key with its default and meaning, and stops.
+        """
         parser = argparse.ArgumentParser(
             description=self.does,
             epilog=f"examples:\n{self.examples}",
@@ -49,6 +59,16 @@ class Command:
             metavar="CONFIG | a.b=c",
             help=f"YAML file (default: {shown}) and values that win over it",
         )
+        if self.model:
+            text = f"keys of CONFIG, with the defaults of those it does not set:\n\n{listing(self.model)}"
+            # argparse would fold the list into a paragraph
+            parser.add_argument(
+                "--keys",
+                action=_Tell,
+                const=text,
+                nargs=0,
+                help="list every key with its default and meaning",
+            )
         return parser
 
     def split(self, words: Sequence[str]) -> tuple[Path, list[str]]:
@@ -60,6 +80,14 @@ class Command:
             )
         path = Path(files[0]).expanduser() if files else ROOT / self.default
         return path, [w for w in words if "=" in w]
+
+
+class _Tell(argparse.Action):
+    """Writes a text and ends, as --help does."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        say(str(self.const))
+        parser.exit()
 
 
 def run(main: Callable[[Sequence[str]], int]) -> None:

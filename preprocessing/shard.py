@@ -299,7 +299,7 @@ def report(request: ShardConfig, made: Manifest, rejections: Sequence[Rejection]
         ["seconds", f"{seconds:.1f}"],
     ]
     console.say(console.table([made.name, ""], rows))
-    console.say(f"Next: python training/pretrain.py data.shards={request.output}")
+    console.say(f"Next: {assembly.next_command(made, request.output)}")
 
 
 if __name__ == "__main__":

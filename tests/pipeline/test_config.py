@@ -1,8 +1,9 @@
 from pathlib import Path
+from typing import Annotated, Literal
 
 import pytest
 import yaml
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline import config
 from pipeline.config import Config, UserPath
@@ -31,6 +32,16 @@ class Model(Config):
     """A part."""
     maybe: Inner | None = None
     """A part that may be absent."""
+    size: Literal["native"] | Annotated[float, Field(gt=0)] = "native"
+    """A union."""
+    pair: tuple[int, int] = (1, 2)
+    """Two."""
+
+    @model_validator(mode="after")
+    def _bands_fit(self):
+        if len(self.bands) > self.pair[1]:
+            raise ValueError("more bands than pair allows; change one of them")
+        return self
 
 
 class Needy(Config):
@@ -79,8 +90,15 @@ def test_p17_plain_words_mean_what_they_look_like(text, value):
         ("nam: a\n", r"c\.yaml: unknown key `nam`\. Did you mean `name`"),
         ("inner: {stps: 2}\n", r"unknown key `inner\.stps`\. Did you mean `steps`"),
         ("maybe: {stps: 2}\n", r"unknown key `maybe\.stps`\. Did you mean `steps`"),
-        ("inner: {steps: two}\n", r"`inner\.steps`: .*, not 'two'"),
-        ("inner: {steps: 0}\n", r"`inner\.steps`: .*greater than or equal to 1"),
+        ("inner: {steps: two}\n", r"`inner\.steps`: must be a whole number of at least 1, not 'two'$"),
+        ("inner: {steps: 0}\n", r"`inner\.steps`: must be a whole number of at least 1, not 0$"),
+        ("size: foo\n", r"c\.yaml: `size`: must be 'native' or a number greater than 0, not 'foo'$"),
+        ("size: -3\n", r"c\.yaml: `size`: must be 'native' or a number greater than 0, not -3$"),
+        ("pair: [1]\n", r"`pair`: must be a list \[a whole number, a whole number\], not \[1\]$"),
+        ("pair: [1, x]\n", r"`pair\.1`: must be a whole number, not 'x'$"),
+        ("name:\n", r"`name`: must be text, not null$"),
+        ("inner: 3\n", r"`inner`: must be a group of keys \(rate, steps\), not 3$"),
+        ("bands: [a, b, c]\n", r"c\.yaml: more bands than pair allows; change one of them$"),
         ("inner: {rate: .nan}\n", r"`inner\.rate`"),
         ("- a\n- b\n", r"holds list, not `key: value` lines"),
         ("name: [\n", r"c\.yaml, line"),
@@ -125,6 +143,33 @@ def test_words_win_and_reach_into_parts(tmp_path):
 def test_words_that_do_not_fit_are_told(tmp_path, word, told):
     with pytest.raises(ConfigError, match=told):
         load(tmp_path, "name: a\n", word)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["size=foo"], r"^the word size=foo: `size`: must be 'native' or [^;]*, not 'foo'$"),
+        (["inner={steps: two}"], r"^the word inner=\{steps: two\}: `inner\.steps`"),
+        (["nam=x"], r"^the word nam=x: unknown key `nam`\. Did you mean `name`"),
+        (["inner.stps=1"], r"^the word inner\.stps=1: unknown key `inner\.stps`\. Did you mean `steps`"),
+        # the last of two words wins, and is the one to blame
+        (["pair=3", "pair=[x,1]"], r"^the word pair=\[x,1\]: `pair\.0`"),
+        # a check of several keys
+        (["bands=[a,b,c]"], r"c\.yaml and the command line: more bands than pair allows"),
+        # what the file says is the file's
+        (["name=x"], r"c\.yaml: `inner\.rate`: must be a number, not 'much'$"),
+    ],
+)
+def test_the_word_is_named_that_set_the_value(tmp_path, words, told):
+    text = "inner: {rate: much}\n" if words == ["name=x"] else "name: a\n"
+    with pytest.raises(ConfigError, match=told):
+        load(tmp_path, text, *words)
+
+
+def test_problems_of_file_and_words_are_told_each_with_its_place(tmp_path):
+    told = r"c\.yaml: `inner\.rate`: .*; the word size=-1: `size`: .*; the word nam=x: unknown key `nam`"
+    with pytest.raises(ConfigError, match=told):
+        load(tmp_path, "inner: {rate: much}\n", "size=-1", "nam=x")
 
 
 def test_words_do_not_change_the_tree_they_are_applied_to():

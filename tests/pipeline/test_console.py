@@ -3,12 +3,19 @@ import subprocess
 import sys
 
 import pytest
+import yaml
+from pydantic import Field
 
 from pipeline import console
-from pipeline.config import ROOT
+from pipeline.config import ROOT, Config, flatten
 from pipeline.console import Command, Progress
 from pipeline.errors import ConfigError, MissingInputError, RejectedError
 
+CONFIGS = {
+    "preprocessing/shard.py": "shard",
+    "training/pretrain.py": "pretrain",
+    "training/finetune.py": "finetune",
+}
 COMMAND = Command("Do a thing.", "configs/shard/default.yaml", "  do thing")
 
 
@@ -54,6 +61,45 @@ def test_help_shows_what_the_default_is_and_examples(capsys):
     assert "Do a thing." in out
     assert "configs/shard/default.yaml" in out
     assert "do thing" in out
+
+
+class Settings(Config):
+    """Two keys."""
+
+    tile_px: int = Field(default=96, gt=0)
+    """Side of a tile in pixels."""
+    scenes: str
+    """Folder the products are in."""
+
+
+def test_all_keys_are_listed_on_request_and_help_says_how(capsys):
+    parser = COMMAND.configured_by(Settings).parser()
+    assert "--keys" in parser.format_help()
+    with pytest.raises(SystemExit) as stop:
+        parser.parse_args(["some.yaml", "--keys", "tile_px=1"])
+    told = capsys.readouterr().out
+    assert stop.value.code == 0
+    assert "\ntile_px=96  # a whole number greater than 0\n    Side of a tile in pixels.\n" in told
+    assert "\nscenes=...  # text; must be given\n    Folder the products are in.\n" in told
+
+
+def test_a_command_without_a_model_has_no_keys_to_list():
+    assert "--keys" not in COMMAND.parser().format_help()
+
+
+@pytest.mark.parametrize("entry", ["preprocessing/shard.py", "training/pretrain.py", "training/finetune.py"])
+def test_every_entry_lists_its_keys(entry):
+    done = subprocess.run(
+        [sys.executable, entry, "--keys"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    lines = done.stdout.splitlines()
+    listed = [line.partition("=")[0] for line in lines if line and not line.startswith((" ", "keys of"))]
+    named = yaml.safe_load((ROOT / "configs" / CONFIGS[entry] / "default.yaml").read_text())
+    # what the ready configurations set is listed, and everything listed says what it means
+    assert set(flatten(named)) <= set(listed)
+    assert len(listed) == len(set(listed)) > 20
+    assert sum(line.startswith("    ") and not line.isspace() for line in lines) >= len(listed)
+    assert done.stderr == ""
 
 
 @pytest.mark.parametrize(
