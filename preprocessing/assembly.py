@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
+from pathlib import Path
 
 from pipeline import __version__
+from pipeline.config import ROOT, read_yaml
 from pipeline.contract import BandContract, BandStatistics, DataContract
 from pipeline.manifest import Manifest, SceneRecord, Shard
 from preprocessing import settings
 from preprocessing.settings import ShardConfig
 from preprocessing.spool import Spool
 
+LAPTOP = "configs/pretrain/laptop.yaml"
+"""A first training that any set and any machine is good enough for."""
 NOMINAL = 0.25
 """A measured pixel size this close to the instrument's own is called by the instrument's."""
 
@@ -70,6 +75,34 @@ def contract(request: ShardConfig, spools: Sequence[Spool]) -> DataContract:
         clear_excludes=request.clear_excludes,
         classes=request.labels.classes if request.labels else (),
     )
+
+
+def next_command(made: Manifest, folder: Path) -> str:
+    """Return a command that trains on a set just made: the laptop's configuration and what the set needs changed."""
+    file = read_yaml(ROOT / LAPTOP)
+    model, stored = file.get("model", {}), made.contract
+    words = [f"name={made.name}", f"data.shards={folder}"]
+    group = int(model.get("bands_per_cube", 3))
+    if len(stored.bands) < group:
+        words += ["data.bands=null", "model.bands_per_cube=1"]
+    elif not set(file["data"]["bands"]) <= set(stored.band_names):
+        words.append(f"data.bands=[{','.join(whole_cubes(stored, group))}]")
+    # the largest power of two: it is a multiple of every smaller micro-batch
+    size = min(file["batch"]["size"], 1 << (made.samples("train").bit_length() - 1))
+    if size < file["batch"]["size"]:
+        words += [f"batch.size={size}", f"batch.micro={min(size, file['batch']['micro'])}"]
+    patch_px = int(model.get("patch_px", 8))
+    if patch_px % stored.cell_px or stored.tile_px % patch_px:
+        words.append(f"model.patch_px={stored.cell_px}")
+    return " ".join(["python training/pretrain.py", LAPTOP, *map(shlex.quote, words)])
+
+
+def whole_cubes(stored: DataContract, group: int) -> list[str]:
+    """Return as many band names as fill cubes of `group` bands, in stored order; the coarsest are left out first."""
+    # sorted keeps the order of equals, and coastal bands stand first
+    coarsest_first = sorted(stored.bands, key=lambda band: -band.source_gsd_m)
+    left_out = {band.name for band in coarsest_first[: len(stored.bands) % group]}
+    return [name for name in stored.band_names if name not in left_out]
 
 
 def nominal_gsd_m(request: ShardConfig, spools: Sequence[Spool]) -> float:

@@ -3,6 +3,7 @@ import json
 import os
 import re
 import resource
+import shlex
 import shutil
 import signal
 import subprocess
@@ -530,7 +531,31 @@ def test_a_run_ends_with_a_table_and_the_next_command(city_words, tmp_path, caps
     assert "4/4 scenes (100 %)" in out
     assert "tiles train" in out
     assert "without label" not in out
-    assert out.splitlines()[-1] == f"Next: python training/pretrain.py data.shards={tmp_path}"
+    # 13 bands hold the 12 of that configuration
+    told = f"Next: python training/pretrain.py configs/pretrain/laptop.yaml name=oscd data.shards={tmp_path}"
+    assert out.splitlines()[-1] == told
+
+
+@pytest.mark.slow
+def test_the_next_command_works_on_a_set_of_few_samples_and_other_bands(shard_words, tmp_path, capsys):
+    output = tmp_path / "a set"
+    words = [*shard_words, f"output={output}", "bands=[B01,B03,B04,B08,B11]", "cell_px=12"]
+    shard.main([*words, "min_clear=0.9"])
+    told = capsys.readouterr().out.splitlines()[-1].removeprefix("Next: ")
+    assert "data.bands=[B03,B04,B08]" in told
+    size = int(re.search(r"batch\.size=(\d+)", told)[1])
+    assert size <= manifests.read(output).samples("train") < 2 * size
+    command = shlex.split(told)
+    assert command[0] == "python"
+    done = subprocess.run(
+        [sys.executable, *command[1:], "steps=2", f"output={tmp_path / 'runs'}"],
+        cwd=configs.ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "runs/demo-sentinel2/COMPLETE").exists()
 
 
 def test_a_pixel_size_in_metres_is_a_choice(shard_words, tmp_path):
