@@ -153,6 +153,8 @@ def shard(request: ShardConfig, found: Found, changed: Sequence[str]) -> None:
     """Make the shard set, or see that it is made."""
     start = time.monotonic()
     if is_finished(request, found):
+        # a run that was killed at its very end left it
+        shutil.rmtree(request.output / scene_work.WORK_FOLDER, ignore_errors=True)
         console.say(already(request))
         return
     moved = settings.source_changes(settings.read_sources(request.output) or found.sources, found.sources)

@@ -204,9 +204,11 @@ def test_tiles_without_a_label_are_counted(shard_words, tmp_path, capsys):
 
 def test_a_finished_set_is_left_alone_and_says_so(shard_set, shard_words, capsys):
     before = (shard_set / "manifest.json").stat().st_mtime_ns
+    (shard_set / "work").mkdir()  # as a kill after the manifest leaves it
     assert shard.main([*shard_words, f"output={shard_set}", "workers=2"]) == 0
     assert "is finished; nothing was done" in capsys.readouterr().out
     assert (shard_set / "manifest.json").stat().st_mtime_ns == before
+    assert not (shard_set / "work").exists()
 
 
 def test_p19_other_bands_are_refused(shard_set, shard_words):
