@@ -27,8 +27,9 @@ from pipeline.errors import (
     RejectedError,
     SceneError,
 )
+from pipeline.lock import locked
 from pipeline.manifest import Manifest, Shard
-from preprocessing import archive, assembly, conventions, lock, packing, quality, scene_work, settings, spool
+from preprocessing import archive, assembly, conventions, packing, quality, scene_work, settings, spool
 from preprocessing.cluster import Pool, interruptible
 from preprocessing.quality import Rejection
 from preprocessing.readers import Request, discover
@@ -79,7 +80,7 @@ def main(argv: Sequence[str]) -> int:
         show_plan(request, found)
         return EXIT_DONE
     try:
-        with interruptible(), lock.locked(request.output):
+        with interruptible(), locked(request.output):
             # a first try with wrong bands stores nothing, and must not block the second
             fresh = archive.is_empty(request.output / archive.FOLDER)
             shard(request, found, settings.agree(request, fresh))

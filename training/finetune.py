@@ -267,8 +267,9 @@ def finetune(config: FinetuneConfig, world: World) -> bool:
     world.connect(config.engine.timeout_s)
     weights = Weights.of(config)
     config = weights.decide(config) if weights else config
-    if runs.prepare(config, world):
-        return train(Finetuning(config, world, weights))
+    with runs.held(config, world):
+        if runs.prepare(config, world):
+            return train(Finetuning(config, world, weights))
     if world.main:
         say(f"{config.folder} is complete; give another name=... for a new run.")
     return True

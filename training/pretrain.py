@@ -194,8 +194,9 @@ class Pretraining:
 def pretrain(config: PretrainConfig, world: World) -> bool:
     """Run or resume a pretraining; True when it is complete, False when it was interrupted and saved."""
     world.connect(config.engine.timeout_s)
-    if runs.prepare(config, world):
-        return train(Pretraining(config, world))
+    with runs.held(config, world):
+        if runs.prepare(config, world):
+            return train(Pretraining(config, world))
     if world.main:
         say(f"{config.folder} is complete; give another name=... for a new run.")
     return True

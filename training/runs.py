@@ -14,7 +14,8 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -25,6 +26,7 @@ from pipeline import __version__
 from pipeline.config import ROOT, Config, UserPath, differences, dump, flatten, load, parse_yaml
 from pipeline.console import Command, say
 from pipeline.errors import EXIT_DONE, EXIT_INTERRUPTED, ConfigError, OutputError
+from pipeline.lock import locked
 from pipeline.manifest import write_atomically
 from training.data import BatchConfig, DataConfig
 from training.engine import EngineConfig
@@ -107,8 +109,33 @@ def main(
     return EXIT_DONE if complete else EXIT_INTERRUPTED
 
 
+@contextmanager
+def held(config: RunConfig, world: World) -> Iterator[None]:
+    """Hold the run folder, which is made where it is not there; collective.
+
+    Two trainings in one folder would mix their journals and overwrite each other's checkpoints. Raises
+    `OutputError` on all ranks where another process holds it, or where it cannot be made.
+    """
+    with ExitStack() as holding:
+        problem = ""
+        if world.main:
+            try:
+                holding.enter_context(locked(config.folder))
+            except OutputError as error:
+                problem = str(error)
+            except OSError as error:
+                problem = (
+                    f"cannot write to the run folder {config.folder} ({error}); choose another `output`."
+                )
+        # told to all: the others would wait for rank 0 until their time is over
+        told = world.gather(problem)[0]
+        if told:
+            raise OutputError(str(told))
+        yield
+
+
 def prepare(config: RunConfig, world: World) -> bool:
-    """Make the run folder and record the configuration; return False where the run is already complete.
+    """Record the configuration in the run folder; return False where the run is already complete.
 
     Raises `ConfigError` where the folder holds a run of another configuration, or ranks differ.
     """
@@ -121,13 +148,7 @@ def prepare(config: RunConfig, world: World) -> bool:
     complete = (config.folder / COMPLETE).exists() and config.resume == "auto"
     world.barrier()  # all have looked before rank 0 writes
     if world.main and not complete:
-        try:
-            config.folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(recorded, dump(config).encode())
-        except OSError as error:
-            raise OutputError(
-                f"cannot write to the run folder {config.folder} ({error}); choose another `output`."
-            ) from error
+        write_atomically(recorded, dump(config).encode())
         clear_marks(config.folder)
     world.barrier()
     return not complete

@@ -122,6 +122,16 @@ def test_t07_a_full_disk_while_saving_is_one_clear_line(shards: Path, tmp_path: 
     assert list((tmp_path / "full" / "checkpoints").iterdir()) == []
 
 
+def test_two_trainings_never_share_a_run_folder(shards: Path, tmp_path: Path) -> None:
+    first = start(shards, tmp_path, "name=one")
+    while first.poll() is None and not (tmp_path / "one" / journal.NAME).exists():
+        time.sleep(0.02)
+    _, err = finish(start(shards, tmp_path, "name=one"), 2)
+    assert f"one is in use by process {first.pid}" in err
+    assert "Traceback" not in err
+    finish(first)
+
+
 def test_t01_a_killed_run_goes_on_from_its_newest_checkpoint(
     shards: Path, tmp_path: Path, trained: Path
 ) -> None:

@@ -10,11 +10,11 @@ import time
 
 import pytest
 
+from pipeline import lock
 from pipeline.config import ROOT
 from pipeline.errors import OutputError
-from preprocessing import lock
 
-HOLD = "import sys, time; from pathlib import Path; from preprocessing.lock import locked\nwith locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+HOLD = "import sys, time; from pathlib import Path; from pipeline.lock import locked\nwith locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
 
 
 @pytest.fixture
