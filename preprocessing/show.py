@@ -16,14 +16,14 @@ if not __package__:  # run by path: `python preprocessing/show.py`
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import numpy as np
-import rasterio
 from numpy.typing import NDArray
 from rasterio.errors import NotGeoreferencedWarning
+from rasterio.io import MemoryFile
 
 from pipeline import console, sample
 from pipeline import manifest as manifests
 from pipeline.contract import normalisation
-from pipeline.errors import EXIT_DONE
+from pipeline.errors import EXIT_DONE, OutputError
 from pipeline.manifest import Manifest
 from pipeline.saliency import saliency
 from pipeline.sample import Sample
@@ -43,18 +43,27 @@ def main(argv: Sequence[str]) -> int:
         description="Show what a shard set holds.",
         epilog="example: python preprocessing/show.py demo/shards/sentinel2 --count 24",
     )
-    parser.add_argument("shards", type=Path, help="folder of a shard set")
+    parser.add_argument("shards", type=Path, help="folder of a shard set, or its manifest.json")
     parser.add_argument("--split", default="train", help="split to take tiles from (default: train)")
-    parser.add_argument("--count", type=int, default=24, help="number of tiles (default: 24)")
+    parser.add_argument("--count", type=_count, default=24, help="number of tiles (default: 24)")
     parser.add_argument("--picture", type=Path, help="PNG to write (default: contact-SPLIT.png in the set)")
     arguments = parser.parse_args(argv)
     folder = arguments.shards.expanduser()
     made = manifests.read(folder)
+    folder = folder if folder.is_dir() else folder.parent
     console.say(describe(made))
     picture = arguments.picture or folder / f"contact-{arguments.split}.png"
     write_png(picture, contact_sheet(made, first_samples(folder, made, arguments.split, arguments.count)))
     console.say(f"{picture}: each tile in natural colours, and beside it its saliency (bright is salient).")
     return EXIT_DONE
+
+
+def _count(text: str) -> int:
+    """Read a number of tiles; argparse tells its user of a `ValueError`."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"at least one tile is needed, not {number}")
+    return number
 
 
 def describe(made: Manifest) -> str:
@@ -112,14 +121,21 @@ def heat(tile: Sample) -> Picture:
 
 
 def write_png(path: Path, picture: Picture) -> None:
-    """Write a picture [3, y, x] as PNG."""
-    with warnings.catch_warnings():
+    """Write a picture, uint8 [3, y, x], as PNG; raises `OutputError` where it cannot be written."""
+    bands, height, width = picture.shape
+    shape = {"width": width, "height": height, "count": bands, "dtype": "uint8"}
+    # in memory first: what rasterio raises for a file that cannot be written has no public name
+    with warnings.catch_warnings(), MemoryFile() as memory:
         warnings.simplefilter("ignore", NotGeoreferencedWarning)  # a contact sheet lies nowhere
-        bands, height, width = picture.shape
-        with rasterio.open(
-            path, "w", driver="PNG", width=width, height=height, count=bands, dtype="uint8"
-        ) as png:
+        with memory.open(driver="PNG", **shape) as png:
             png.write(picture)
+        data = memory.read()
+    try:
+        manifests.write_atomically(path, data)
+    except OSError as error:
+        raise OutputError(
+            f"cannot write {path} ({error}). Take another place with --picture FILE.png."
+        ) from error
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@ import pytest
 import rasterio
 
 from pipeline import manifest as manifests
-from pipeline.errors import MissingInputError
+from pipeline.errors import MissingInputError, OutputError
 from preprocessing import show
 
 
@@ -38,6 +38,26 @@ def test_heat_rises_with_saliency_by_cells(shard_set):
     assert (cells == cells[:, :, :1, :, :1]).all()
     assert picture[0].max() == 255
     assert not picture[2].any()
+
+
+def test_the_manifests_own_path_is_as_good(shard_set, tmp_path):
+    picture = tmp_path / "sheet.png"
+    assert show.main([str(shard_set / "manifest.json"), "--count", "1", "--picture", str(picture)]) == 0
+    assert picture.exists()
+
+
+@pytest.mark.parametrize("count", ["0", "-2", "many"])
+def test_a_count_of_no_tiles_is_told(shard_set, capsys, count):
+    with pytest.raises(SystemExit) as ended:
+        show.main([str(shard_set), "--count", count])
+    assert ended.value.code == 2
+    assert "argument --count: " in capsys.readouterr().err
+
+
+def test_a_picture_that_cannot_be_written_is_told(shard_set, tmp_path):
+    picture = tmp_path / "none/sheet.png"
+    with pytest.raises(OutputError, match=f"cannot write {picture} .*--picture"):
+        show.main([str(shard_set), "--count", "1", "--picture", str(picture)])
 
 
 def test_no_set_is_told(tmp_path):
