@@ -70,7 +70,7 @@ class Found:
 def main(argv: Sequence[str]) -> int:
     """Run the entry; returns the exit code."""
     parser = COMMAND.configured_by(ShardConfig).parser()
-    parser.add_argument("--dry-run", action="store_true", help="list the scenes and settings, write nothing")
+    parser.add_argument("--dry-run", action="store_true", help="list all settings and scenes, write nothing")
     arguments = parser.parse_args(argv)
     path, words = COMMAND.split(arguments.words)
     request = config.load(ShardConfig, path, words)
@@ -142,7 +142,8 @@ def check_labels(request: ShardConfig, jobs: Collection[SceneJob]) -> None:
 
 
 def show_plan(request: ShardConfig, found: Found) -> None:
-    """Tell what a run would do."""
+    """Tell what a run would do: all settings, as a configuration file has them, and the scenes."""
+    console.say(config.dump(request))
     rows = [[j.scene.id, j.scene.level, j.scene.acquired, "; ".join(j.scene.notes)] for j in found.jobs]
     console.say(console.table(["scene", "level", "acquired", "notes"], rows))
     for rejection in found.rejections:

@@ -523,7 +523,12 @@ def test_a_damaged_manifest_is_made_again(shard_set, shard_words, tmp_path):
 
 def test_dry_run_writes_nothing(shard_words, tmp_path, capsys):
     assert shard.main([*shard_words, f"output={tmp_path / 'set'}", "--dry-run"]) == 0
-    assert "1 scenes of Sentinel-2 MSI would go to" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "1 scenes of Sentinel-2 MSI would go to" in out
+    # what it lists is a configuration, with defaults and words in it
+    settings = configs.parse_yaml(out.partition("\n\n")[0], "the listing")
+    request = configs.build(ShardConfig, settings, "the listing")
+    assert (request.tile_px, request.resampling, request.labels.first_code) == (48, "bilinear", 1)
     assert not (tmp_path / "set").exists()
 
 
