@@ -144,8 +144,6 @@ def choose(finest: Grid, gsd_m: float | None, crs: str | None) -> Grid:
 
 
 def _reprojected(grid: Grid, crs: CRS, gsd_m: float | None) -> Grid:
-    if crs.is_geographic and gsd_m is not None:
-        raise SceneError("`gsd_m` in metres needs a projected `crs`; take a UTM zone, or gsd_m: native.")
     left, bottom, right, top = grid.bounds
     affine, width, height = calculate_default_transform(
         grid.crs, crs, grid.width_px, grid.height_px, left, bottom, right, top, resolution=gsd_m

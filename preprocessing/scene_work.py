@@ -85,7 +85,7 @@ class SceneJob:
 
     def sample_digest(self) -> str:
         """Identify everything that decides the samples."""
-        keys = {"tile_px", "stride", "min_valid", "min_clear", "split", "labels", "codec"}
+        keys = {"tile_px", "stride_px", "min_valid", "min_clear", "split", "labels", "codec"}
         return digest([self.cell_digest(), self.config.model_dump(mode="json", include=keys)])
 
 

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 from rasterio.crs import CRS
 from rasterio.errors import CRSError
 
@@ -89,18 +89,18 @@ class ShardConfig(Config):
     gsd_m: Literal["native"] | Annotated[float, Field(gt=0)] = "native"
     """Pixel size in metres; `native` takes the finest requested band's own grid."""
     crs: str | None = None
-    """Coordinate system to reproject to (`EPSG:32633`); none keeps each scene's own."""
-    offset: Literal["auto", "applied", "not_applied"] = "auto"
-    """Whether the product's radiometric offset is already in the numbers; `auto` believes the product."""
+    """Coordinate system in metres to reproject to (`EPSG:32633`); none keeps each scene's own."""
+    offset: Literal["auto", "applied"] = "auto"
+    """`auto` adds the radiometric offset that the product states; `applied`: the archive has added it already."""
     resampling: Literal["bilinear", "nearest"] = "bilinear"
-    """How bands of another pixel size come onto the grid; masks are always nearest."""
-    tile_px: int = Field(default=96, gt=0)
-    """Side of a tile in pixels."""
-    stride: int | None = Field(default=None, gt=0)
-    """Distance between tiles in pixels; none is `tile_px` (tiles touch, none overlap)."""
+    """How bands of another pixel size come onto the grid; masks are always nearest, but for saturation."""
     cell_px: int = Field(default=8, gt=0)
     """Side of a statistics cell in pixels; the model's patch size or a divisor of it."""
-    indices: tuple[str, ...] = ("NDVI", "NDWI", "NDBI")
+    tile_px: int = Field(default=96, gt=0, validate_default=True)
+    """Side of a tile in pixels, a multiple of `cell_px`."""
+    stride_px: int | None = Field(default=None, gt=0)
+    """Distance between tiles, a multiple of `cell_px`; none is `tile_px` (tiles touch, none overlap)."""
+    indices: tuple[str, ...] = Field(default=("NDVI", "NDWI", "NDBI"), min_length=1, validate_default=True)
     """Spectral indices whose cell statistics are stored."""
     clear_excludes: tuple[str, ...] = ("saturated", "cloud", "shadow", "cirrus")
     """Mask flags that make a pixel unclear: left out of all statistics."""
@@ -136,33 +136,67 @@ class ShardConfig(Config):
     @field_validator("crs")
     @classmethod
     def _known_crs(cls, name: str | None) -> str | None:
+        if name is None:
+            return None
         try:
-            return name if name is None else CRS.from_string(name).to_string()
+            crs = CRS.from_string(name)
         except CRSError as error:
             raise ValueError(f"`{name}` is no coordinate system ({error}); write it as EPSG:32633") from error
+        # a pixel of equal degrees is no square on the ground, and tiles are squares
+        if not crs.is_projected:
+            raise ValueError(
+                f"`{name}` has no metres; take a projected one, such as a UTM zone, or leave it out"
+            )
+        return str(crs.to_string())
 
-    @model_validator(mode="after")
-    def _fits(self) -> ShardConfig:
-        # before any scene is opened: a misspelt band would otherwise reject them all
-        self.instrument.select(self.bands)
-        for name in self.indices:
-            self.index_bands(name)
-        for key, side in (("tile_px", self.tile_px), ("stride", self.step_px)):
-            if side % self.cell_px:
-                raise ValueError(f"{key} {side} is no multiple of cell_px {self.cell_px}; change one of them")
-        self._check_upsampling()
-        return self
+    # Each check belongs to the last of the keys it compares, in the order above: the message names that key.
+    # All are made before any scene is opened: a misspelt band would otherwise reject them all.
 
-    def _check_upsampling(self) -> None:
+    @field_validator("sensor")
+    @classmethod
+    def _known_sensor(cls, name: str) -> str:
+        return sensor(name).name
+
+    @field_validator("bands")
+    @classmethod
+    def _known_bands(cls, names: tuple[str, ...], earlier: ValidationInfo) -> tuple[str, ...]:
+        if "sensor" in earlier.data:
+            sensor(earlier.data["sensor"]).select(names)
+        return names
+
+    @field_validator("gsd_m")
+    @classmethod
+    def _not_too_fine(cls, gsd_m: float | str, earlier: ValidationInfo) -> float | str:
         # a scene's own grids are looked at when it is opened
-        if self.gsd_m == "native":
-            return
-        for band in self.instrument.select(self.bands):
-            if band.gsd_m > self.gsd_m * MAX_UPSAMPLING * UPSAMPLING_SLACK:
+        if isinstance(gsd_m, str) or not {"sensor", "bands"} <= earlier.data.keys():
+            return gsd_m
+        for band in sensor(earlier.data["sensor"]).select(earlier.data["bands"]):
+            if band.gsd_m > gsd_m * MAX_UPSAMPLING * UPSAMPLING_SLACK:
                 raise ValueError(
-                    f"band {band.name} has {band.gsd_m:g} m pixels: gsd_m {self.gsd_m:g} would enlarge it more than"
-                    f" {MAX_UPSAMPLING:g} times; raise gsd_m or leave the band out"
+                    f"band {band.name} has {band.gsd_m:g} m pixels: {gsd_m:g} m would enlarge it more than"
+                    f" {MAX_UPSAMPLING:g} times; take larger pixels, or leave the band out of `bands`"
                 )
+        return gsd_m
+
+    @field_validator("tile_px", "stride_px")
+    @classmethod
+    def _whole_cells(cls, side_px: int | None, earlier: ValidationInfo) -> int | None:
+        cell_px = earlier.data.get("cell_px", 1)
+        if side_px is not None and side_px % cell_px:
+            raise ValueError(f"{side_px} is no multiple of cell_px {cell_px}; change one of them")
+        return side_px
+
+    @field_validator("indices")
+    @classmethod
+    def _have_bands(cls, names: tuple[str, ...], earlier: ValidationInfo) -> tuple[str, ...]:
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"{', '.join(twice)} listed twice; list each once")
+        roles = [role for name in names for role in index(name).roles]
+        if {"sensor", "bands"} <= earlier.data.keys():
+            for role in roles:
+                sensor(earlier.data["sensor"]).resolve(role, earlier.data["bands"])
+        return names
 
     @property
     def instrument(self) -> Sensor:
@@ -172,7 +206,7 @@ class ShardConfig(Config):
     @property
     def step_px(self) -> int:
         """Distance between tiles in pixels."""
-        return self.stride or self.tile_px
+        return self.stride_px or self.tile_px
 
     @property
     def unclear_bits(self) -> Flag:

@@ -19,7 +19,7 @@ from pipeline.errors import MissingInputError, SceneError
 from pipeline.sensors import Sensor
 from preprocessing.scenes import Scene
 
-Offset = Literal["auto", "applied", "not_applied"]
+Offset = Literal["auto", "applied"]
 _ID_LENGTH = 64
 _DIGEST_LENGTH = 8
 KeyT = TypeVar("KeyT")
@@ -38,8 +38,7 @@ class Request:
     gsd_m: float | None = None
     """Wanted pixel size in metres; None takes each band's finest file."""
     offset: Offset = "auto"
-    """`auto` takes the product's own offset unless the archive says it was applied already, `not_applied`
-    takes the product's own whatever the archive says, `applied` uses none."""
+    """`auto` adds the offset that the product states; `applied` adds none, for archives that have done so."""
 
     def __post_init__(self) -> None:
         self.sensor.select(self.bands)

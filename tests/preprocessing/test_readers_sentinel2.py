@@ -51,7 +51,7 @@ def test_scale_and_offset_are_for_reflectance(copied, level, tag):
     assert any("-1000, -900" in note for note in scene.notes)
 
 
-@pytest.mark.parametrize(("option", "expected"), [("auto", -0.1), ("not_applied", -0.1), ("applied", 0.0)])
+@pytest.mark.parametrize(("option", "expected"), [("auto", -0.1), ("applied", 0.0)])
 def test_offset_option(products, option, expected):
     scene = open_scene(products[L2A], replace(REQUEST, offset=option))
     assert {band.offset for band in scene.bands} == {expected}
