@@ -1,14 +1,17 @@
 """What preprocessing and training must agree on, and nothing else.
 
 ```
-            slurm/*.sh ── configs/*.yaml
-                 │
- preprocessing/  archives -> Zarr -> shards     training/  shards -> weights -> scores
-   shard.py simulate.py (entries)                 pretrain.py finetune.py compare.py (entries)
-   scenes readers/* radiometry tiling             data engine checkpoint tracking guards
-   archive packing quality                        model masking tokens attention schedule metrics tasks/*
-                 └────────────────┬───────────────────┘
-   pipeline/   sample -> manifest, saliency -> indices -> sensors ; config ; console ; errors
+                 slurm/*.sh ── configs/*.yaml
+                      │
+ preprocessing/  archives -> Zarr -> shards       training/  shards -> weights -> scores
+   simulate shard show verify (entries)             pretrain finetune compare (entries)
+   settings scenes readers/* radiometry             loop runs world guards engine checkpoint
+   grids resampling tiling cutting quality          data reader tokens masking model attention
+   archive conventions packing spool assembly       schedule metrics tasks/*
+   scene_work cluster simulation/*                  tracking journal panels
+                      └────────────┬─────────────────────┘
+   pipeline/   manifest -> contract -> sample ; saliency ; indices ; sensors ; keys
+               lock -> console -> config -> reference ; errors
 ```
 numpy, PyYAML, pydantic and numcodecs only: importing any of it takes a fraction of a second.
 """

@@ -93,7 +93,10 @@ def parse_yaml(text: str, where: str) -> Any:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read one YAML file that holds a mapping; an empty file is an empty mapping."""
+    """Read one YAML file that holds a mapping; an empty file is an empty mapping.
+
+    Raises `MissingInputError` where there is none, and `ConfigError` for what is no such file.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
@@ -113,7 +116,10 @@ def _nearby(path: Path) -> str:
 
 
 def apply_words(tree: dict[str, Any], words: Sequence[str]) -> dict[str, Any]:
-    """Return `tree` with every `a.b=c` word set; the value is YAML (`bands=[B02,B03]`, `seed=1`)."""
+    """Return `tree` with every `a.b=c` word set; the value is YAML (`bands=[B02,B03]`, `seed=1`).
+
+    Raises `ConfigError` for a word of another form, or one that reaches into a plain value.
+    """
     result = dict(tree)
     for word in words:
         key, equals, text = word.partition("=")
@@ -128,6 +134,7 @@ def _set(tree: dict[str, Any], keys: list[str], value: Any, word: str) -> None:
     if not rest:
         tree[head] = value
         return
+    # a key set to nothing in the file may get keys by words
     branch = tree.get(head) or {}
     if not isinstance(branch, dict):
         raise ConfigError(f"`{word}`: `{head}` holds a value, not keys of its own.")

@@ -21,6 +21,7 @@ from pipeline.errors import EXIT_FAILURE, EXIT_INTERRUPTED, MissingInputError, P
 from pipeline.reference import listing
 
 LOG = logging.getLogger("spectral")
+# the log of a run of days must stay readable
 PLAIN_INTERVAL_S = 10.0
 LIVE_INTERVAL_S = 0.2
 
@@ -72,7 +73,11 @@ class Command:
         return parser
 
     def split(self, words: Sequence[str]) -> tuple[Path, list[str]]:
-        """Split words into the configuration's path and the `a.b=c` rest."""
+        """Split words into the configuration's path and the `a.b=c` rest.
+
+        Raises `MissingInputError` for two configurations.
+        """
+        # in any order: people append words to a command of yesterday
         files = [w for w in words if "=" not in w]
         if len(files) > 1:
             raise MissingInputError(
@@ -95,6 +100,7 @@ def run(main: Callable[[Sequence[str]], int]) -> None:
 
     `SPECTRAL_TRACEBACK=1` shows the traceback as well.
     """
+    # libraries speak only when something is wrong
     logging.basicConfig(
         level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr
     )
@@ -110,6 +116,7 @@ def run(main: Callable[[Sequence[str]], int]) -> None:
         sys.stderr.write("interrupted; start the same command again to go on.\n")
         code = EXIT_INTERRUPTED
     except BrokenPipeError:
+        # `| head` has seen enough: no mistake, but not the whole either
         code = EXIT_FAILURE
     sys.stdout.flush()
     sys.exit(code)
@@ -117,6 +124,7 @@ def run(main: Callable[[Sequence[str]], int]) -> None:
 
 def say(text: str) -> None:
     """Write one line to people."""
+    # at once: in a Slurm log the last line is what one looks for after a kill
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
 
@@ -183,7 +191,10 @@ def clock(seconds: float) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Lay out a plain-text table; columns of numbers are aligned to the right."""
+    """Lay out a plain-text table; columns of numbers are aligned to the right.
+
+    Every row has as many cells as the header; raises `ValueError` for others.
+    """
     columns = list(zip(header, *rows, strict=True))
     widths = [max(len(cell) for cell in column) for column in columns]
     right = [bool(rows) and all(_is_number(cell) for cell in column[1:]) for column in columns]

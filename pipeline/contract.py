@@ -100,6 +100,7 @@ class DataContract(Config):
 
     def require_equal(self, other: DataContract, ours: str, theirs: str) -> None:
         """Raise `ContractError` with a difference list unless both contracts mean the same numbers."""
+        # as JSON: one side was read from a file, where tuples are lists
         found = differences(self.model_dump(mode="json"), other.model_dump(mode="json"))
         if found:
             raise ContractError(f"{ours} and {theirs} do not hold the same data: {'; '.join(found)}.")
@@ -119,16 +120,17 @@ class Normalisation:
     scale: float = SCALE
 
     def __call__(self, pixels: NDArray[np.int16]) -> NDArray[np.float32]:
-        """Normalise int16 [..., band, y, x] to float32; nodata becomes 0."""
+        """Normalise int16 [..., band, y, x] to float32 of the same shape; nodata becomes 0."""
         x = (pixels.astype(np.float32) * np.float32(self.scale) - self.shift[:, None, None]) / self.span[
             :, None, None
         ]
         x = np.clip(x, np.float32(0), np.float32(1)) if self.clip else x
+        # finite is all it must be: the mask says where it is, and no loss counts it
         return np.where(pixels == NODATA, np.float32(0), x)
 
 
 def normalisation(kind: NormalisationKind, statistics: tuple[BandStatistics, ...]) -> Normalisation:
-    """Derive the input normalisation from the training set's band statistics.
+    """Derive the input normalisation from the training set's band statistics, one entry a band.
 
     `minmax` maps the 0.5 and 99.5 % quantiles to 0 and 1 and clips; `standardise` subtracts the mean and divides
     by the deviation; `none` keeps reflectance.
@@ -141,5 +143,6 @@ def normalisation(kind: NormalisationKind, statistics: tuple[BandStatistics, ...
         shift = [s.mean for s in statistics]
         span = [max(s.std, SCALE) for s in statistics]
     else:
+        # reflectance is of order 1 already
         shift, span = [0.0] * len(statistics), [1.0] * len(statistics)
     return Normalisation(kind, np.array(shift, np.float32), np.array(span, np.float32), clip=kind == "minmax")

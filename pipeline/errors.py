@@ -12,6 +12,7 @@ EXIT_DONE = 0
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
 EXIT_REJECTED = 3
+# no shell, Python or signal gives this one a meaning: who sees it knows that everything is saved
 EXIT_INTERRUPTED = 85
 
 
@@ -84,6 +85,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     names = [str(k) for k in known]
     # reversed: of names that differ in case only, the first wins
     folded = {n.casefold(): n for n in reversed(names)}
+    # 0.6: one or two letters amiss; less would suggest what nobody meant
     close = difflib.get_close_matches(str(name).casefold(), list(folded), n=1, cutoff=0.6)
     if close:
         return f" Did you mean `{folded[close[0]]}`?"

@@ -26,17 +26,21 @@ class Index:
 
     name: str
     title: str
+    """What it shows."""
     roles: tuple[str, ...]
+    """Common band names (`nir`), in the formula's order."""
     formula: Callable[..., Array]
+    """One float32 array a role, to one of the same shape."""
 
     def __call__(self, *bands: Array) -> Array:
         """Evaluate on reflectance (unit 1, float32, one array a role, equal shapes); clipped to [-1, 1]."""
+        # a floored denominator lets ratios of negative reflectance pass 1
         clipped: Array = np.clip(self.formula(*bands), np.float32(-1), np.float32(1))
         return clipped
 
 
 def normalised_difference(a: Array, b: Array) -> Array:
-    """Return (a - b) / max(a + b, FLOOR)."""
+    """Return (a - b) / max(a + b, FLOOR), float32 of the bands' shape; a, b: reflectance of equal shapes."""
     # negative reflectance is legal, so the sum can be tiny or below zero
     ratio: Array = (a - b) / np.maximum(a + b, np.float32(FLOOR))
     return ratio

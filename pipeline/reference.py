@@ -66,6 +66,7 @@ def locate(model: type[BaseModel], location: Sequence[str | int]) -> Place:
     """Follow a pydantic error's location into a model; the names of union members at its end are left out."""
     root = model.model_json_schema()
     node, path = root, []
+    # pydantic appends to the location which member of a union it tried: no key, so the walk ends there
     for part in location:
         below = _step(node, part, root)
         if below is None:
@@ -144,6 +145,7 @@ def _options(node: Schema, root: Schema) -> list[Schema]:
 
 
 def _step(node: Schema, part: str | int, root: Schema) -> Schema | None:
+    # the first member that has it: our unions hold one group of keys at most
     for option in _options(node, root):
         below = option.get("properties", {}).get(part, option.get("additionalProperties"))
         if isinstance(part, int) and option.get("type") == "array":
@@ -189,5 +191,6 @@ def _bounds(node: Schema) -> str:
 
 
 def _either(choices: Sequence[str]) -> str:
+    # members of a union may differ in what words do not tell
     *most, last = dict.fromkeys(choices)
     return f"{', '.join(most)} or {last}" if most else last

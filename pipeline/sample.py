@@ -41,6 +41,8 @@ blosc.use_threads = False
 class Flag(IntFlag):
     """Bits of the mask; pixels keep their clouds, only nodata is the nodata value."""
 
+    # these numbers are in every shard: add bits, never move one
+
     NODATA = 1
     SATURATED = 2
     CLOUD = 4
@@ -54,6 +56,7 @@ class Sample:
     """One tile on its way between the rooms."""
 
     key: str
+    """Unique in its set; begins with the scene's identifier."""
     pixels: NDArray[np.int16]
     """[band, y, x], reflectance x 10 000."""
     mask: NDArray[np.uint8]
@@ -61,6 +64,7 @@ class Sample:
     cells: NDArray[np.float32]
     """[index, y / cell, x / cell, (n, mean, std)]."""
     info: dict[str, Any] = field(default_factory=dict)
+    """Scene, position, time, footprint: for people and joins, never read by the model."""
     label: int | None = None
     """Class number, where the set is labelled."""
 
@@ -126,12 +130,17 @@ def _array(members: dict[str, bytes], name: str, key: str, where: str) -> NDArra
 
 
 def decode_array(data: bytes) -> NDArray[Any]:
-    """Decode what `encode_array` wrote."""
+    """Decode what `encode_array` wrote, shape and dtype as they were.
+
+    Raises `ValueError`, `RuntimeError` or `EOFError` for other bytes, as numpy and blosc do.
+    """
+    # no pickles: shards come from anywhere, and a pickle can run code
     array: NDArray[Any] = np.load(io.BytesIO(Blosc().decode(data)), allow_pickle=False)
     return array
 
 
 def _check_shapes(sample: Sample, where: str) -> None:
+    # here, not in training: a message that names the sample is lost in a batch
     kinds = tuple(a.dtype.name for a in (sample.pixels, sample.mask, sample.cells))
     ranks = (sample.pixels.ndim, sample.mask.ndim, sample.cells.ndim)
     fits = sample.pixels.shape[1:] == sample.mask.shape and np.isfinite(sample.cells).all()

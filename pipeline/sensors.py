@@ -23,6 +23,7 @@ class Band:
     centre_nm: float
     width_nm: float
     gsd_m: float
+    """Pixel size as delivered."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,9 @@ class Sensor:
 
     name: str
     title: str
+    """For people."""
     bands: tuple[Band, ...]
+    """In wavelength order, as the instrument's handbook lists them."""
     fallbacks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Role -> roles that may stand in for it where its band is absent; the use of one is recorded."""
     licence: str = ""
@@ -44,7 +47,10 @@ class Sensor:
         raise unknown("band", name, [b.name for b in self.bands], f"sensor {self.name}")
 
     def select(self, names: Sequence[str]) -> tuple[Band, ...]:
-        """Return the bands called `names`, in that order; refuses duplicates."""
+        """Return the bands called `names`, in that order.
+
+        Raises `ContractError` for a band named twice and `UnknownNameError` for one that is not there.
+        """
         twice = sorted({n for n in names if list(names).count(n) > 1})
         if twice:
             raise ContractError(

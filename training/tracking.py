@@ -155,6 +155,7 @@ class _Feeder(threading.Thread):
         A run that MLflow no longer has is made anew, and gets everything from the journal.
         """
         client = connect(self.uri)
+        # the folder remembers its MLflow run: names are not unique there
         link = self.identity.run / _LINK
         known = json.loads(link.read_text()) if link.exists() else {}
         if known.get("uri") == self.uri and _has_run(client, known["run_id"]):
@@ -185,6 +186,7 @@ class _Feeder(threading.Thread):
             for k, v in x.metrics.items()
             if math.isfinite(v)
         ]
+        # sent again after a kill between here and _remember: the same values at the same steps
         for start in range(0, len(points), _BATCH):
             self._client.log_batch(self._run_id, metrics=points[start : start + _BATCH])
         self._sent = max(step, self._sent)
