@@ -39,4 +39,5 @@ finetune full scratch null
 run "compare the runs" "$PYTHON" training/compare.py --output demo/runs
 
 echo
+say "the scores are of some 50 tiles: they show that the chain works, not which masking is better"
 say "done in $(minutes). The runs in MLflow: make ui. Your own scenes: README.md"

@@ -160,7 +160,7 @@ def test_the_demo_ends_with_runs_compared_and_better_than_chance(clone: Path) ->
     header, rows = results[0].split(), {line.split()[0]: line.split() for line in results[2:] if line}
     accuracy = header.index("val_accuracy")
     assert {"random", "saliency"} <= set(rows)
-    assert float(rows["saliency-full"][accuracy]) > 0.4  # five classes
+    assert float(rows["saliency-full"][accuracy]) > 0.5  # five classes
     assert (clone / "demo/runs/compare-loss.png").stat().st_size > 5000
 
 
