@@ -294,7 +294,8 @@ class StoredScene:
         return "label" in self._group
 
     def read(self, name: str, *where: slice | int) -> NDArray[Any]:
-        """Read a part of `reflectance`, `mask`, `label` or `cells`.
+        """Read a part of `reflectance` (int16 [band, y, x]), `mask`, `label` (uint8 [y, x]) or `cells`
+        (float32 [index, y / cell, x / cell, 3]), as stored.
 
         Raises `CorruptDataError` for altered data instead of returning it.
         """

@@ -56,6 +56,7 @@ def record(made: Spool) -> SceneRecord:
 def contract(request: ShardConfig, spools: Sequence[Spool]) -> DataContract:
     """State what the numbers of the set mean."""
     bands = request.instrument.select(request.bands)
+    # Landsat archives mix L1TP and L1GT, which hold the same quantity
     levels = sorted({s.level for s in spools})
     return DataContract(
         sensor=request.sensor,

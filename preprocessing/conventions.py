@@ -29,6 +29,7 @@ def reflectance_attributes(level: str) -> dict[str, Any]:
     return _ON_GRID | {
         "scale_factor": SCALE,
         "add_offset": 0.0,
+        # as stored: xarray compares it before it scales
         "_FillValue": NODATA,
         "units": "1",
         "standard_name": standard_name(level),
@@ -86,6 +87,7 @@ def group_attributes(grid: Grid) -> dict[str, Any]:
         "spatial:dimensions": ["y", "x"],
         "spatial:transform": list(grid.transform)[:6],
         "spatial:shape": list(grid.shape_px),
+        # of a south-up grid the first row is the lowest
         "spatial:bbox": [left, min(bottom, top), right, max(bottom, top)],
         "spatial:registration": "pixel",
     }

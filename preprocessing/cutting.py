@@ -23,7 +23,7 @@ STRIP_PX = 1024
 def choose_tiles(
     config: ShardConfig, mask: NDArray[np.uint8], grid: Grid
 ) -> tuple[list[Tile], dict[str, int]]:
-    """Return the tiles to keep, with their split, and the number dropped by reason."""
+    """Return the tiles of a mask of flags [y, x] to keep, with their split, and the number dropped by reason."""
     rule = TileRule(
         config.tile_px,
         config.step_px,
@@ -62,7 +62,10 @@ class Strip:
         self._labels = stored.read("label", rows) if stored.has_labels else None
 
     def count(self, histogram: Histogram) -> None:
-        """Add the clear pixels of the training tiles to a histogram, as often as tiles hold them."""
+        """Add the clear pixels of the training tiles to a histogram [band, value], in place.
+
+        A pixel counts as often as tiles hold it.
+        """
         times = np.zeros(self._mask.shape, np.int32)
         for tile in self.tiles:
             if tile.split == "train":

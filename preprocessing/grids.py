@@ -56,7 +56,7 @@ class Grid:
         return dx * per_x, dy * per_y
 
     def centres(self) -> tuple[Floats, Floats]:
-        """Return the x of every column's centre and the y of every row's, in units of the CRS."""
+        """Return x of every column's centre [width_px] and y of every row's [height_px], in units of the CRS."""
         t = self.transform
         x: Floats = t.c + t.a * (np.arange(self.width_px, dtype=np.float64) + 0.5)
         y: Floats = t.f + t.e * (np.arange(self.height_px, dtype=np.float64) + 0.5)

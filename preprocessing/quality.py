@@ -39,7 +39,7 @@ class Rejection:
 
 
 def empty_histogram(bands: int) -> Histogram:
-    """Return a histogram without counts."""
+    """Return a histogram [band, value] without counts."""
     return np.zeros((bands, VALUES), np.int64)
 
 
@@ -51,7 +51,7 @@ def count(histogram: Histogram, pixels: NDArray[np.int16], counted: NDArray[np.b
 
 
 def statistics(histogram: Histogram) -> tuple[BandStatistics, ...]:
-    """Return the statistics of every band, in reflectance."""
+    """Return the statistics of every band of a histogram [band, value], in reflectance."""
     return tuple(_statistics(row) for row in histogram)
 
 
@@ -110,6 +110,7 @@ def write_report(
         "tiles": total_tiles(scenes),
         "unlabelled": sum(s.unlabelled for s in scenes),
         "scenes": {s.id: s.model_dump(include={"tiles", "unlabelled", "notes", "acquired"}) for s in scenes},
+        # here too: a report should need no second file
         "rejected": [{"product": r.product, "reason": r.reason} for r in rejections],
         "bands": {name: s.model_dump() for name, s in bands.items()},
     }

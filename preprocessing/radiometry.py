@@ -96,12 +96,15 @@ def read_numbers(path: str, empty: int) -> NDArray[Any]:
 
 
 def to_units(band: BandSource, numbers: NDArray[Any]) -> NDArray[np.float64]:
-    """Return reflectance x 10 000, not rounded, of any DN."""
+    """Return reflectance x 10 000, not rounded, of DN of any shape; nodata is not looked at."""
     return numbers.astype(np.float64) * (band.scale / SCALE) + band.offset / SCALE
 
 
 def round_units(units: NDArray[np.floating]) -> tuple[NDArray[np.int16], NDArray[np.bool_]]:
-    """Round to stored int16 (ties to even); returns them with where they were too large. NaN becomes nodata."""
+    """Round reflectance x 10 000 of any shape to stored int16 (ties to even); NaN becomes nodata.
+
+    Returns the numbers, and where they were too large and were clipped.
+    """
     # numpy turns NaN into an arbitrary integer
     valid = np.isfinite(units)
     whole = np.rint(np.where(valid, units, 0))
@@ -111,13 +114,19 @@ def round_units(units: NDArray[np.floating]) -> tuple[NDArray[np.int16], NDArray
 
 
 def band_images(layout: Layout, how: str) -> Iterator[BandImage]:
-    """Yield the scene's bands on its grid, one at a time."""
+    """Yield the scene's bands on its grid [y, x], one at a time; `how` is `bilinear` or `nearest`.
+
+    Raises `SceneError` naming a file that cannot be decoded to its end.
+    """
     for band, grid in zip(layout.scene.bands, layout.bands, strict=True):
         yield band_image(band, grid, layout.target, how)
 
 
 def band_image(band: BandSource, grid: Grid, target: Grid, how: str) -> BandImage:
-    """Read one band and bring it onto the target grid."""
+    """Read one band and bring it onto the target grid [y, x]; `how` is `bilinear` or `nearest`.
+
+    Raises `SceneError` naming a file that cannot be decoded to its end.
+    """
     # an 8-bit buffer starts as nodata, so what is not decoded stays unmeasured
     numbers = read_numbers(band.path, band.nodata_dn)
     # on numbers, before conversion: nothing is mixed, so the exact path applies
@@ -206,7 +215,7 @@ def mask_flags(mask: MaskSource, grid: Grid, target: Grid) -> NDArray[np.uint8]:
 
 
 def flag_table(mask: MaskSource, size: int) -> NDArray[np.uint8]:
-    """Return the flags of every code below `size`."""
+    """Return the flags of every code below `size`, uint8 [code]."""
     table = np.zeros(size, np.uint8)
     for code, flag in mask.classes.items():
         table[code] |= np.uint8(flag)
@@ -217,6 +226,6 @@ def flag_table(mask: MaskSource, size: int) -> NDArray[np.uint8]:
 
 
 def add_band_flags(mask: NDArray[np.uint8], image: BandImage) -> None:
-    """Mark in `mask`, in place, where a band holds no measurement or a saturated one."""
+    """Mark in `mask` (uint8 [y, x]), in place, where a band holds no measurement or a saturated one."""
     mask[image.pixels == NODATA] |= np.uint8(Flag.NODATA)
     mask[image.saturated] |= np.uint8(Flag.SATURATED)

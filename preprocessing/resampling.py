@@ -40,7 +40,7 @@ class Taps:
 
 
 def taps(source_origin: float, source_step: float, centres: NDArray[np.float64], size_px: int) -> Taps:
-    """Lay out bilinear taps for target `centres` (CRS units) on a source axis of `size_px` pixels."""
+    """Lay out bilinear taps for target `centres` [target] (CRS units) on a source axis of `size_px` pixels."""
     at = (centres - source_origin) / source_step
     step = abs(centres[1] - centres[0]) / abs(source_step) if len(centres) > 1 else 1.0
     # a target coarser than the source widens the triangle, as GDAL does; else it would alias

@@ -91,7 +91,7 @@ def first_samples(folder: Path, made: Manifest, split: str, count: int) -> list[
 
 
 def contact_sheet(made: Manifest, samples: Sequence[Sample]) -> Picture:
-    """Lay tiles out in rows, each in natural colours beside its saliency."""
+    """Lay tiles out in rows, each in natural colours beside its saliency; returns uint8 [3, y, x]."""
     pairs = [np.concatenate([natural_colours(made, s), heat(s)], axis=2) for s in samples]
     height, width = made.contract.tile_px + GAP_PX, 2 * made.contract.tile_px + GAP_PX
     sheet = np.full((3, -(-len(pairs) // COLUMNS) * height, COLUMNS * width), 255, np.uint8)
@@ -102,7 +102,7 @@ def contact_sheet(made: Manifest, samples: Sequence[Sample]) -> Picture:
 
 
 def natural_colours(made: Manifest, tile: Sample) -> Picture:
-    """Return red, green and blue, stretched between the set's 0.5 and 99.5 % quantiles."""
+    """Return red, green and blue, uint8 [3, y, x], stretched between the set's 0.5 and 99.5 % quantiles."""
     names = made.contract.band_names
     bands = tuple(sensor(made.contract.sensor).resolve(role, names).name for role in ("red", "green", "blue"))
     places = made.contract.band_positions(bands)
@@ -116,6 +116,7 @@ def heat(tile: Sample) -> Picture:
     rows, columns = tile.cells.shape[1:3]
     level = saliency(tile.cells).reshape(rows, columns)
     cell_px = tile.mask.shape[0] // rows
+    # a cell is one colour: the model sees no finer saliency
     fine = np.kron(level, np.ones((cell_px, cell_px)))
     return (np.stack([np.clip(2 * fine, 0, 1), np.clip(2 * fine - 1, 0, 1), fine * 0]) * 255).astype(np.uint8)
 

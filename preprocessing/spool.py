@@ -114,7 +114,7 @@ class SpoolWriter:
             os.fsync(stream.fileno())
 
     def finish(self, spool: Spool, histogram: Histogram) -> None:
-        """Write the histogram of the training tiles and, last, the record."""
+        """Write the histogram [band, value] of the training tiles and, last, the record."""
         # data before record: the record is the promise that the data is there
         self.close()
         buffer = io.BytesIO()
@@ -140,6 +140,6 @@ def read(folder: Path, scene: str) -> Spool | None:
 
 
 def read_histogram(folder: Path, scene: str) -> Histogram:
-    """Return a scene's histogram over its training tiles."""
+    """Return a scene's histogram [band, value] over its training tiles."""
     histogram: Histogram = np.load(_histogram_path(folder, scene), allow_pickle=False)
     return histogram

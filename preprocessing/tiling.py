@@ -172,14 +172,17 @@ def unwrap(lon: Floats) -> Floats:
 
 
 def equal_area(lon: Floats, lat: Floats) -> tuple[Floats, Floats]:
-    """Project degrees to metres on the global cylindrical equal-area plane (EPSG:6933's formulas)."""
+    """Project degrees of any shape to metres on the global cylindrical equal-area plane (EPSG:6933's formulas)."""
     sine = np.sin(np.radians(lat))
     q = (1 - _E2) * (sine / (1 - _E2 * sine**2) - np.log((1 - _E * sine) / (1 + _E * sine)) / (2 * _E))
     return _A_M * _K0 * np.radians(lon), _A_M * q / (2 * _K0)
 
 
 def stretch(lat: Floats) -> tuple[Floats, Floats]:
-    """Return how many metres of the equal-area plane a metre on the ground is, along x and along y."""
+    """Return how many metres of the equal-area plane a metre on the ground is, along x and along y.
+
+    lat: degrees [n].
+    """
     # at the pole itself a parallel has no length
     phi = np.radians(np.clip(lat, -89.9, 89.9))
     along_x = _K0 * np.sqrt(1 - _E2 * np.sin(phi) ** 2) / np.cos(phi)

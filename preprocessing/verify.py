@@ -31,6 +31,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("shards", type=Path, help="folder of a shard set, or its manifest.json")
     folder = parser.parse_args(argv).shards.expanduser()
     made = manifests.read(folder)
+    # shards stand beside the manifest, whatever the manifest was called by
     folder = folder if folder.is_dir() else folder.parent
     found = [*shard_problems(folder, made), *archive_problems(folder, made)]
     for problem in found:
@@ -76,6 +77,7 @@ def _sample_problems(found: Sample, path: Path, contract: DataContract, seen: se
     if found.key in seen:
         yield f"{path}: sample {found.key} is there twice"
     seen.add(found.key)
+    # decoding alone would accept a sample of another set
     expected = ((len(contract.bands), side, side), (len(contract.indices), cells, cells, 3))
     if (found.pixels.shape, found.cells.shape) != expected:
         yield f"{path}: sample {found.key} has shapes {found.pixels.shape}, {found.cells.shape}, not {expected}"

@@ -149,6 +149,7 @@ def _check_instrument(metadata: Metadata, sensor: Sensor, product: Path) -> None
 
 
 def _acquired(metadata: Metadata, product: Path) -> str:
+    # nothing hangs on the time of day, so that a scene without one is no loss
     image = _group(metadata, "IMAGE_ATTRIBUTES", product)
     date, time = image.get("DATE_ACQUIRED"), image.get("SCENE_CENTER_TIME", "")
     if not date:

@@ -64,6 +64,7 @@ def _band_files(product: Path) -> dict[str, str]:
         match = _BAND_FILE.fullmatch(name)
         if not match:
             continue
+        # the pattern takes either case, the table of bands only one
         band = match[1].upper()
         if band in found:
             raise SceneError(

@@ -89,6 +89,7 @@ def write_landsat(
     """
     view = make_view(options.size_px, options.seed, options.satellite)
     product = folder / options.name
+    # Level 1 is seen from above the air
     haze = options.level == "L1TP"
     outside = view.outside(GSD_M)
     for band in options.sensor.bands:
@@ -117,16 +118,19 @@ def image_count(options: LandsatOptions) -> int:
 
 
 def digital_numbers(reflectance: Float, outside: NDArray[np.bool_], level: str) -> NDArray[np.uint16]:
-    """Store reflectance [y, x] as the product does; 0 is fill."""
+    """Store reflectance [y, x] (unit 1) as the product's digital numbers [y, x]; 0 is fill."""
     factor, summand = RESCALING[level]
+    # Level 1 is stored without the correction for the sun's height
     sun = math.sin(math.radians(SUN_ELEVATION)) if level == "L1TP" else 1.0
     stored = np.rint((reflectance * sun - summand) / factor)
+    # 0 is kept for fill, so the darkest measurement is stored as 1
     return np.where(outside, 0, np.clip(stored, 1, 65_535)).astype(np.uint16)
 
 
 def quality(view: View) -> NDArray[np.uint16]:
     """Return QA_PIXEL [y, x], with clouds dilated by a pixel."""
     classes = view.scene_classification(GSD_M)
+    # a table over all codes: a class not listed is clear ground
     table = np.full(256, CLEAR, np.uint16)
     for code, value in QA_VALUES.items():
         table[code] = value
@@ -138,6 +142,7 @@ def quality(view: View) -> NDArray[np.uint16]:
 
 
 def _dilated(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    # by hand: one pixel along the axes is not worth a library
     grown = mask.copy()
     grown[1:] |= mask[:-1]
     grown[:-1] |= mask[1:]
@@ -147,6 +152,7 @@ def _dilated(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def _band_file(options: LandsatOptions, band: str) -> str:
+    # surface reflectance is marked in the name, Level 1 bands are not
     prefix = "SR_" if options.level == "L2SP" else ""
     return f"{options.name}_{prefix}{band}.TIF"
 
@@ -226,6 +232,7 @@ def mtl_text(groups: Groups) -> str:
 
 
 def _odl(value: str | int | float) -> str:
+    # ODL quotes texts but no dates
     bare_date = isinstance(value, str) and len(value) == 10 and value[4:5] == value[7:8] == "-"
     return f'"{value}"' if isinstance(value, str) and not bare_date else str(value)
 

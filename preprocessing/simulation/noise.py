@@ -25,7 +25,7 @@ class Points:
     """What every random number here depends on."""
 
     def take(self, chosen: NDArray[np.bool_], key: str) -> Points:
-        """Return the chosen pixels as points of their own key."""
+        """Return the pixels where `chosen` (of their shape) as points [n] of their own key."""
         return Points(self.y[chosen], self.x[chosen], self.size_px, f"{self.key}/{key}")
 
 
@@ -84,7 +84,7 @@ class Parcels:
     key: str
 
     def draw(self, name: str) -> Float:
-        """Return one random number in (0, 1) a parcel, the same for all its pixels."""
+        """Return a random number in (0, 1) for every pixel, of the points' shape; a parcel's pixels share it."""
         parts = ((k + _POSITIVE).astype(np.uint64) for k in (self.row, self.column))
         return uniform(hash_text(self.key, name), *parts).astype(np.float32)
 

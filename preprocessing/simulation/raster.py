@@ -51,6 +51,7 @@ def _profile(array: NDArray[Any], gsd_m: float, block_px: int) -> dict[str, Any]
 
 
 def _multiple_of_16(side_px: int) -> int:
+    # what TIFF demands of a block
     return max(side_px // 16 * 16, 16)
 
 
@@ -95,6 +96,7 @@ def write_landcover(path: Path, classes: NDArray[np.uint8], gsd_m: float) -> Non
 
 def write_picture(path: Path, red_green_blue: NDArray[np.float32], brightest: float = 0.25) -> None:
     """Write reflectance [3, y, x] as a PNG for people; `brightest` is the reflectance that becomes white."""
+    # a power below 1: most ground is dark, and would be black on a screen
     stretched = np.clip(red_green_blue / brightest, 0, 1) ** 0.6 * 255
     _, height, width = stretched.shape
     profile = {"width": width, "height": height, "count": 3, "dtype": "uint8"}

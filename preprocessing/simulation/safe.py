@@ -57,6 +57,7 @@ def write_safe(
     view = make_view(options.size_px, options.seed, "sentinel2")
     what = _describe(options)
     product = folder / f"{what.name}.SAFE"
+    # one image at a time: a whole tile's bands at three pixel sizes are gigabytes
     for name, array, gsd_m in _images(view, options):
         write_jp2(
             product / f"{_image_path(what.granule, options.level, name, gsd_m)}.jp2",
@@ -67,6 +68,7 @@ def write_safe(
         written(f"{name} at {gsd_m} m")
     (product / f"MTD_MSI{options.level}.xml").write_text(product_xml(what), encoding="utf-8")
     (product / "GRANULE" / what.granule / "MTD_TL.xml").write_text(tile_xml(what), encoding="utf-8")
+    # last: it holds the checksums of all others
     (product / "manifest.safe").write_text(manifest_xml(product), encoding="utf-8")
     write_landcover(folder / f"{what.name}_landcover.tif", view.classes(10), 10)
     return product
@@ -103,6 +105,7 @@ def _describe(options: SafeOptions) -> Description:
 
 
 def _image_path(granule: str, level: str, name: str, gsd_m: int) -> str:
+    # L1C holds each band once, so that its folders and names have no pixel size
     stem = f"{TILE}_{granule.rsplit('_', 1)[1]}_{name}"
     folder = f"GRANULE/{granule}/IMG_DATA"
     return f"{folder}/{stem}" if level == "L1C" else f"{folder}/R{gsd_m}m/{stem}_{gsd_m}m"
@@ -125,6 +128,7 @@ def _images(
     view: View, options: SafeOptions
 ) -> Iterator[tuple[str, NDArray[np.uint8] | NDArray[np.uint16], int]]:
     for band in SENSORS["sentinel2"].bands:
+        # once a band: the coarser copies of L2A are means of the same field
         seen = view.reflectance(band.centre_nm, haze=options.level == "L1C")
         for gsd_m in _resolutions(band, options):
             measured = view.measure(seen, gsd_m, band.name)

@@ -76,19 +76,28 @@ def product_xml(what: Description) -> str:
 
 def _characteristics(what: Description) -> str:
     quantification = f'<QUANTIFICATION_VALUE unit="none">{what.quantification}</QUANTIFICATION_VALUE>'
+    # the two levels spell the same number differently
     if what.level == "L2A":
         named = quantification.replace("QUANTIFICATION", "BOA_QUANTIFICATION")
         quantification = f"<QUANTIFICATION_VALUES_LIST>{named}</QUANTIFICATION_VALUES_LIST>"
     return f"""    <Product_Image_Characteristics>
-      <Special_Values><SPECIAL_VALUE_TEXT>NODATA</SPECIAL_VALUE_TEXT><SPECIAL_VALUE_INDEX>0</SPECIAL_VALUE_INDEX></Special_Values>
-      <Special_Values><SPECIAL_VALUE_TEXT>SATURATED</SPECIAL_VALUE_TEXT><SPECIAL_VALUE_INDEX>65535</SPECIAL_VALUE_INDEX></Special_Values>
-      <Image_Display_Order><RED_CHANNEL>3</RED_CHANNEL><GREEN_CHANNEL>2</GREEN_CHANNEL><BLUE_CHANNEL>1</BLUE_CHANNEL></Image_Display_Order>
+{_lines(6, (_special_value(name, number) for name, number in (("NODATA", 0), ("SATURATED", 65535))))}
+      <Image_Display_Order>
+        <RED_CHANNEL>3</RED_CHANNEL><GREEN_CHANNEL>2</GREEN_CHANNEL><BLUE_CHANNEL>1</BLUE_CHANNEL>
+      </Image_Display_Order>
       {quantification}
 {_offsets(what)}
       <Spectral_Information_List>
 {_lines(8, (_spectral_information(number) for number in range(13)))}
       </Spectral_Information_List>
     </Product_Image_Characteristics>"""
+
+
+def _special_value(name: str, dn: int) -> str:
+    return (
+        f"<Special_Values><SPECIAL_VALUE_TEXT>{name}</SPECIAL_VALUE_TEXT>"
+        f"<SPECIAL_VALUE_INDEX>{dn}</SPECIAL_VALUE_INDEX></Special_Values>"
+    )
 
 
 def _offsets(what: Description) -> str:
@@ -106,6 +115,7 @@ def _offsets(what: Description) -> str:
 
 def _spectral_information(number: int) -> str:
     band = SENSORS["sentinel2"].bands[number]
+    # physicalBand has no leading zeros, as opposed to file names
     low, high = band.centre_nm - band.width_nm / 2, band.centre_nm + band.width_nm / 2
     return (
         f'<Spectral_Information bandId="{number}" physicalBand="{band.name.replace("B0", "B")}">'
@@ -119,14 +129,15 @@ def tile_xml(what: Description) -> str:
     """Return MTD_TL.xml: the grids of the granule."""
     root = f"{what.processing_level}_Tile_ID"
     space = f"https://psd-14.sentinel2.eo.esa.int/PSD/S2_PDI_{what.processing_level}_Tile_Metadata.xsd"
+    sides = {gsd: what.size_px * 10 // gsd for gsd in (10, 20, 60)}
     sizes = (
-        f'<Size resolution="{gsd}"><NROWS>{what.size_px * 10 // gsd}</NROWS><NCOLS>{what.size_px * 10 // gsd}</NCOLS></Size>'
-        for gsd in (10, 20, 60)
+        f'<Size resolution="{gsd}"><NROWS>{side}</NROWS><NCOLS>{side}</NCOLS></Size>'
+        for gsd, side in sides.items()
     )
     places = (
         f'<Geoposition resolution="{gsd}"><ULX>{PLACE.left_m:.0f}</ULX><ULY>{PLACE.top_m:.0f}</ULY>'
         f"<XDIM>{gsd}</XDIM><YDIM>-{gsd}</YDIM></Geoposition>"
-        for gsd in (10, 20, 60)
+        for gsd in sides
     )
     return f"""{_HEAD}{_NOTE}<n1:{root} xmlns:n1="{space}">
   <n1:General_Info>
@@ -148,9 +159,11 @@ def tile_xml(what: Description) -> str:
 
 def manifest_xml(product: Path) -> str:
     """Return manifest.safe: size and SHA3-256 of every file that stands in the product."""
+    # sorted, so that equal products have equal bytes
     files = sorted(p for p in product.rglob("*") if p.is_file())
     objects = (_data_object(path, path.relative_to(product).as_posix()) for path in files)
-    return f"""{_HEAD}{_NOTE}<xfdu:XFDU xmlns:xfdu="urn:ccsds:schema:xfdu:1" version="esa/safe/sentinel/1.1/sentinel-2/msi/archive_user_product">
+    version = "esa/safe/sentinel/1.1/sentinel-2/msi/archive_user_product"
+    return f"""{_HEAD}{_NOTE}<xfdu:XFDU xmlns:xfdu="urn:ccsds:schema:xfdu:1" version="{version}">
   <dataObjectSection>
 {_lines(4, objects)}
   </dataObjectSection>
@@ -178,7 +191,8 @@ def _compact(time: str) -> str:
 
 
 def _tile(what: Description) -> str:
-    return f"S2A_OPER_MSI_{what.level}_TL_SIML_{_compact(what.time)}_A000001_{what.granule.split('_')[1]}_N{what.baseline}"
+    time, tile = _compact(what.time), what.granule.split("_")[1]
+    return f"S2A_OPER_MSI_{what.level}_TL_SIML_{time}_A000001_{tile}_N{what.baseline}"
 
 
 def _datastrip(what: Description) -> str:

@@ -57,7 +57,7 @@ class View:
         return seen + np.float32(0.09 * (443 / centre_nm) ** 4) if haze else seen
 
     def measure(self, reflectance: Float, gsd_m: float, band: str) -> Float:
-        """Return what a detector of a pixel size measures of a 10 m field: block means with sensor noise."""
+        """Return what a detector of a pixel size measures of a 10 m field [y, x]: block means with sensor noise."""
         # noise after averaging: each detector has its own, whatever its size
         seen = block_mean(reflectance, factor(gsd_m))
         random = generator(self.key, band, gsd_m).standard_normal(seen.shape, np.float32)
@@ -65,6 +65,7 @@ class View:
 
     def outside(self, gsd_m: float) -> NDArray[np.bool_]:
         """Return the pixels [y, x] that reach beyond the swath."""
+        # a pixel that is measured in part is not measured
         return block_mean(self.weather.outside.astype(np.float32), factor(gsd_m)) > 0
 
     def classes(self, gsd_m: float) -> NDArray[np.uint8]:
@@ -114,4 +115,5 @@ def block_mean(field: Float, n: int) -> Float:
 
 def nearest(field: NDArray[np.uint8], n: int) -> NDArray[np.uint8]:
     """Return the value at the centre of each n x n block; [y, x] -> [y / n, x / n]."""
+    # of an even block the pixel right below the centre
     return field[n // 2 :: n, n // 2 :: n]
