@@ -74,7 +74,7 @@ class LabelConfig(Config):
 class ShardConfig(Config):
     """Archives to shards: which scenes, onto which grid, which tiles, how packed."""
 
-    name: str = Field(default="shards", pattern=r"[A-Za-z0-9_-]{1,64}")
+    name: str = Field(default="shards", pattern=r"^[A-Za-z0-9_-]{1,64}$")
     """Name of the shard set."""
     scenes: UserPath = Path("archive")
     """Folder the products are looked for in."""

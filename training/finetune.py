@@ -277,7 +277,7 @@ def finetune(config: FinetuneConfig, world: World) -> bool:
 
 def main(argv: Sequence[str]) -> int:
     """Run the entry; returns the exit code."""
-    return runs.main(argv, COMMAND.configured_by(FinetuneConfig), FinetuneConfig, finetune)
+    return runs.main(argv, COMMAND, FinetuneConfig, finetune)
 
 
 if __name__ == "__main__":

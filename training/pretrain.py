@@ -204,7 +204,7 @@ def pretrain(config: PretrainConfig, world: World) -> bool:
 
 def main(argv: Sequence[str]) -> int:
     """Run the entry; returns the exit code."""
-    return runs.main(argv, COMMAND.configured_by(PretrainConfig), PretrainConfig, pretrain)
+    return runs.main(argv, COMMAND, PretrainConfig, pretrain)
 
 
 if __name__ == "__main__":

@@ -92,6 +92,7 @@ def main(
     argv: Sequence[str], command: Command, model: type[RunConfigT], train: Callable[[RunConfigT, World], bool]
 ) -> int:
     """Run an entry: load the configuration, train, tell how it ended by the exit code."""
+    command = command.configured_by(model)
     parser = command.parser()
     parser.add_argument("--run-folder", action="store_true", help="print the run folder and stop")
     asked = parser.parse_args(argv)
