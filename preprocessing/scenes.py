@@ -59,5 +59,9 @@ class Scene:
     labels: str | None = None
     """Class raster beside the scene (what rasterio opens), where the archive has one."""
     licence: str = ""
+    cloud_share: float | None = None
+    """Share of the scene under clouds as its metadata states it, 0 to 1; None where nothing does."""
+    version: str = ""
+    """Of two products of one acquisition, the one whose version sorts later is used (baseline, time of making)."""
     notes: tuple[str, ...] = ()
     """What a person should know (offset found, baseline, fallback)."""

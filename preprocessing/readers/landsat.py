@@ -26,6 +26,7 @@ from preprocessing.readers.product import (
     product_name,
     read_member,
     scene_id,
+    share,
 )
 from preprocessing.scenes import BandSource, MaskSource, Scene
 
@@ -76,6 +77,9 @@ def open_scene(product: Path, request: Request) -> Scene:
         masks=_masks(product, members, contents, request.bands),
         labels=labels_beside(product),
         licence=request.sensor.licence,
+        cloud_share=share(metadata["IMAGE_ATTRIBUTES"].get("CLOUD_COVER"), "CLOUD_COVER", product.name),
+        # the records of both levels hold one; the later is this product's
+        version=max(group.get("DATE_PRODUCT_GENERATED", "") for group in metadata.values()),
         notes=(f"{_rescaling_group(level)} of the MTL",),
     )
 

@@ -169,3 +169,10 @@ def number(text: str | None, what: str, where: str) -> float:
         return float(text)
     except ValueError as error:
         raise SceneError(f"{where}: {what} is {text!r}, not a number. Fetch the product again.") from error
+
+
+def share(percent: str | None, what: str, where: str) -> float | None:
+    """Read a percentage from metadata as a share, 0 to 1; None where it is absent or said to be unknown."""
+    # Landsat writes -1 for a cloud cover that nobody computed
+    value = number(percent, what, where) / 100 if percent else -1.0
+    return value if value >= 0 else None

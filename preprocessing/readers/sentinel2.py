@@ -30,6 +30,7 @@ from preprocessing.readers.product import (
     product_name,
     read_member,
     scene_id,
+    share,
 )
 from preprocessing.scenes import BandSource, MaskSource, Scene
 
@@ -70,6 +71,9 @@ class Metadata:
     """Band -> DN to add before dividing by the quantification; empty before baseline 04.00."""
     nodata_dn: int
     saturated_dn: int | None
+    cloud_share: float | None = None
+    generated: str = ""
+    """When the product was made."""
 
 
 def find(root: Path, sensor: Sensor) -> Sequence[Path]:
@@ -98,6 +102,8 @@ def open_scene(product: Path, request: Request) -> Scene:
         masks=_masks(product, files, metadata.level, request),
         labels=labels_beside(product),
         licence=request.sensor.licence,
+        cloud_share=metadata.cloud_share,
+        version=f"{metadata.baseline} {metadata.generated}",
         notes=_notes(metadata, request),
     )
 
@@ -122,6 +128,8 @@ def read_metadata(product: Path, members: Collection[str]) -> Metadata:
         offsets=_offsets(tree, _OFFSET[level], where),
         nodata_dn=int(number(special.get("NODATA") or "0", "NODATA", where)),
         saturated_dn=int(number(saturated, "SATURATED", where)) if saturated else None,
+        cloud_share=share(_text(tree, "Cloud_Coverage_Assessment"), "Cloud_Coverage_Assessment", where),
+        generated=_text(tree, "GENERATION_TIME") or "",
     )
 
 
