@@ -14,6 +14,8 @@ from pipeline.errors import ContractError, unknown
 from pipeline.sample import NODATA, SCALE, Flag
 
 NormalisationKind = Literal["minmax", "standardise", "none"]
+LabelKind = Literal["class", "classes", "mask"]
+"""One class a tile (`label.cls`), several classes a tile (`label.json`), a class a pixel (`label.npy.blosc`)."""
 
 
 class BandContract(Config):
@@ -76,7 +78,11 @@ class DataContract(Config):
     clear_excludes: tuple[str, ...] = ()
     """Flags that make a pixel unclear: left out of statistics."""
     classes: tuple[str, ...] = ()
-    """Class names of `label.cls`, in order; empty for an unlabelled set."""
+    """Class names in the order of their numbers; empty for an unlabelled set."""
+    label_kind: LabelKind = "class"
+    """What a label of this set is."""
+    dates: Literal[1, 2] = 1
+    """Images a sample holds; of two, `pixels` is the earlier and `after` the later."""
 
     @property
     def band_names(self) -> tuple[str, ...]:

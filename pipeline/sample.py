@@ -5,7 +5,11 @@ Members of a sample in a WebDataset shard:
     KEY.mask.npy.blosc     uint8 [y, x], bit flags (`Flag`)
     KEY.cells.npy.blosc    float32 [index, y / cell, x / cell, (n, mean, std)]
     KEY.json               scene, position, time, footprint
-    KEY.label.cls          class number as text (labelled sets only)
+    KEY.after.npy.blosc    int16 [band, y, x]: the same ground at a later date (sets of pairs only)
+    KEY.label.cls          class number as text
+    KEY.label.json         class numbers as a list (sets with several classes a tile)
+    KEY.label.npy.blosc    uint8 [y, x], class number of every pixel, 255 where it has none
+A labelled set has one of the three kinds of label, which its contract names; a sample may be without.
 Any WebDataset reader decodes an array with `numpy.load(BytesIO(Blosc().decode(data)))`.
 """
 
@@ -32,7 +36,12 @@ NODATA = -32768
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,80}")
 """A dot would end the key; a member name over 100 characters makes tar write an extra header."""
 
+NO_CLASS = 255
+"""Class number of a pixel that has no class."""
+
 Codec = Literal["lz4", "zstd"]
+Label = int | tuple[int, ...] | NDArray[np.uint8]
+"""One class number, the sorted class numbers of a tile, or a class number for every pixel [y, x]."""
 _LEVELS: dict[str, int] = {"lz4": 5, "zstd": 1}
 # blosc's own threads write blocks in the order they finish: equal samples would not be equal bytes
 blosc.use_threads = False
@@ -65,8 +74,10 @@ class Sample:
     """[index, y / cell, x / cell, (n, mean, std)]."""
     info: dict[str, Any] = field(default_factory=dict)
     """Scene, position, time, footprint: for people and joins, never read by the model."""
-    label: int | None = None
-    """Class number, where the set is labelled."""
+    label: Label | None = None
+    """What is known of it, in the kind that the set's contract names."""
+    after: NDArray[np.int16] | None = None
+    """[band, y, x]: the same pixels at a later date; `mask` and `cells` then speak of both dates and of the first."""
 
 
 def encode(sample: Sample, codec: Codec = "lz4") -> dict[str, bytes]:
@@ -77,9 +88,19 @@ def encode(sample: Sample, codec: Codec = "lz4") -> dict[str, bytes]:
         "mask.npy.blosc": encode_array(sample.mask, codec),
         "pixels.npy.blosc": encode_array(sample.pixels, codec),
     }
+    if sample.after is not None:
+        members["after.npy.blosc"] = encode_array(sample.after, codec)
     if sample.label is not None:
-        members["label.cls"] = str(sample.label).encode()
+        members |= [_encode_label(sample.label, codec)]
     return members
+
+
+def _encode_label(label: Label, codec: Codec) -> tuple[str, bytes]:
+    if isinstance(label, np.ndarray):
+        return "label.npy.blosc", encode_array(label, codec)
+    if isinstance(label, tuple):
+        return "label.json", json.dumps(label).encode()
+    return "label.cls", str(label).encode()
 
 
 def encode_array(array: NDArray[np.generic], codec: Codec = "lz4") -> bytes:
@@ -100,17 +121,28 @@ def decode(key: str, members: dict[str, bytes], where: str) -> Sample:
     Raises `CorruptDataError` naming shard, key and member for anything missing, truncated or misshapen.
     """
     arrays = {name: _array(members, f"{name}.npy.blosc", key, where) for name in ("pixels", "mask", "cells")}
+    after = _array(members, "after.npy.blosc", key, where) if "after.npy.blosc" in members else None
     text = _member(members, "json", key, where)
     try:
         info = json.loads(text)
-        label = int(members["label.cls"]) if "label.cls" in members else None
-    except ValueError as error:
+        label = _decode_label(members, key, where)
+    except (ValueError, TypeError) as error:
         raise CorruptDataError(
             f"{where}: json or label of {key} cannot be read ({error}). Make this shard again."
         ) from error
-    sample = Sample(key, **arrays, info=info, label=label)
+    sample = Sample(key, **arrays, info=info, label=label, after=after)
     _check_shapes(sample, where)
     return sample
+
+
+def _decode_label(members: dict[str, bytes], key: str, where: str) -> Label | None:
+    if "label.cls" in members:
+        return int(members["label.cls"])
+    if "label.json" in members:
+        return tuple(int(number) for number in json.loads(members["label.json"]))
+    if "label.npy.blosc" in members:
+        return _array(members, "label.npy.blosc", key, where)
+    return None
 
 
 def _member(members: dict[str, bytes], name: str, key: str, where: str) -> bytes:
@@ -143,7 +175,10 @@ def _check_shapes(sample: Sample, where: str) -> None:
     # here, not in training: a message that names the sample is lost in a batch
     kinds = tuple(a.dtype.name for a in (sample.pixels, sample.mask, sample.cells))
     ranks = (sample.pixels.ndim, sample.mask.ndim, sample.cells.ndim)
-    fits = sample.pixels.shape[1:] == sample.mask.shape and np.isfinite(sample.cells).all()
+    fits = sample.pixels.shape[1:] == sample.mask.shape and bool(np.isfinite(sample.cells).all())
+    for beside, like in ((sample.after, sample.pixels), (sample.label, sample.mask)):
+        if isinstance(beside, np.ndarray):
+            fits = fits and (beside.shape, beside.dtype) == (like.shape, like.dtype)
     if kinds != ("int16", "uint8", "float32") or ranks != (3, 2, 4) or not fits:
         shapes = f"pixels {sample.pixels.shape}, mask {sample.mask.shape}, cells {sample.cells.shape}"
         raise CorruptDataError(

@@ -22,11 +22,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline.config import Config, UserPath
-from pipeline.contract import DataContract, NormalisationKind
+from pipeline.contract import DataContract, LabelKind, NormalisationKind
 from pipeline.errors import ConfigError
 from pipeline.keys import hash_text, permute, uniform
 from pipeline.saliency import merge_cells, saliency
-from pipeline.sample import Flag, Sample
+from pipeline.sample import NO_CLASS, Flag, Label, Sample
 from training.reader import ShardReader, Verify
 from training.world import World
 
@@ -84,6 +84,9 @@ class View:
     richness_weight: float = 0.5
     augment: bool = False
     seed: int = 0
+    label_kind: LabelKind = "class"
+    classes: int = 0
+    """Classes of the set; several a tile make a vector of this length."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,10 @@ class Batch:
     """Places with at least half of their pixels measured."""
     saliency_BS: NDArray[np.float64]
     labels_B: Tensor
-    """int64; -1 where a sample has none."""
+    """int64, -1 where there is none. By the set's kind of label: one class [B]; several classes, 1 where present,
+    [B, class]; a class a pixel [B, H, W]."""
+    after_BCHW: Tensor | None = None
+    """int16: the same ground at the later date, where the set holds pairs."""
 
     @property
     def ids(self) -> NDArray[np.uint64]:
@@ -125,32 +131,48 @@ def make_view(contract: DataContract, config: DataConfig, patch_px: int) -> View
             f"model.patch_px {patch_px} must be a multiple of the cells of {config.shards}, {contract.cell_px} px."
         )
     bands = contract.band_positions(config.bands or contract.band_names)
-    return View(tuple(bands), image_px, contract.cell_px, patch_px, augment=config.augment)
+    return View(
+        tuple(bands),
+        image_px,
+        contract.cell_px,
+        patch_px,
+        augment=config.augment,
+        label_kind=contract.label_kind,
+        classes=len(contract.classes),
+    )
 
 
 def look(sample: Sample, view: View, epoch: int) -> Sample:
-    """Return the sample's crop, flip and turn of this epoch, pixels and cells alike, with the view's bands."""
-    pixels, mask, cells = sample.pixels[list(view.bands)], sample.mask, sample.cells
+    """Return the sample's crop, flip and turn of this epoch, with the view's bands: everything that has a place
+    (pixels of both dates, mask, cells, class of every pixel) alike.
+    """
     # whole cells: an off-grid crop would tear the statistics from their pixels
-    spare = (mask.shape[0] - view.image_px) // view.cell_px
+    spare = (sample.mask.shape[0] - view.image_px) // view.cell_px
     u = uniform(_AUGMENT, view.seed, hash_text(sample.key), epoch, np.arange(4, dtype=np.uint64))
     row, col = ((u[:2] * (spare + 1)).astype(int) if view.augment else np.full(2, spare // 2)).tolist()
-    across, side = view.image_px // view.cell_px, view.cell_px
-    pixels = pixels[:, row * side :, col * side :][:, : view.image_px, : view.image_px]
-    mask = mask[row * side :, col * side :][: view.image_px, : view.image_px]
-    cells = cells[:, row : row + across, col : col + across]
-    if view.augment:
-        turns, flip = int(u[2] * 4), bool(u[3] < 0.5)
-        # pixels, mask and statistics turn together
-        pixels, mask, cells = (
-            _turn(a, axes, turns, flip) for a, axes in ((pixels, (1, 2)), (mask, (0, 1)), (cells, (1, 2)))
+    turns, flip = (int(u[2] * 4), bool(u[3] < 0.5)) if view.augment else (0, False)
+
+    def part(array: NDArray[Any], unit_px: int, first_axis: int) -> NDArray[Any]:
+        """Cut and turn an array whose axes `first_axis` and the next are y and x in units of `unit_px`."""
+        first, length = (
+            (row * view.cell_px // unit_px, col * view.cell_px // unit_px),
+            view.image_px // unit_px,
         )
-    return Sample(sample.key, pixels, mask, cells, sample.info, sample.label)
+        window = tuple(slice(start, start + length) for start in first)
+        cut = array[(slice(None),) * first_axis + window]
+        cut = np.flip(cut, first_axis + 1) if flip else cut
+        return np.rot90(cut, turns, (first_axis, first_axis + 1)) if turns else cut
 
-
-def _turn(array: NDArray[Any], axes: tuple[int, int], turns: int, flip: bool) -> NDArray[Any]:
-    array = np.flip(array, axes[1]) if flip else array
-    return np.rot90(array, turns, axes)
+    bands = list(view.bands)
+    return Sample(
+        sample.key,
+        part(sample.pixels[bands], 1, 1),
+        part(sample.mask, 1, 0),
+        part(sample.cells, view.cell_px, 1),
+        sample.info,
+        part(sample.label, 1, 0) if isinstance(sample.label, np.ndarray) else sample.label,
+        None if sample.after is None else part(sample.after[bands], 1, 1),
+    )
 
 
 def collate(step: int, epoch: int, looked: list[Sample], view: View) -> Batch:
@@ -164,8 +186,28 @@ def collate(step: int, epoch: int, looked: list[Sample], view: View) -> Batch:
         torch.from_numpy(np.stack([s.pixels for s in looked])),
         np.stack([_valid_places(s.mask, view.patch_px) for s in looked]),
         np.stack(salient),
-        torch.tensor([-1 if s.label is None else s.label for s in looked]),
+        torch.from_numpy(np.stack([label_array(s.label, view) for s in looked])),
+        _stack_after(looked),
     )
+
+
+def _stack_after(looked: list[Sample]) -> Tensor | None:
+    later = [s.after for s in looked if s.after is not None]
+    # a pair without its second date is refused by who needs pairs
+    return torch.from_numpy(np.stack(later)) if len(later) == len(looked) else None
+
+
+def label_array(label: Label | None, view: View) -> NDArray[np.int64]:
+    """Return a sample's label as numbers, -1 for none: [] one class, [class] several, [y, x] a class a pixel."""
+    if view.label_kind == "mask":
+        shape = (view.image_px, view.image_px)
+        codes = np.full(shape, NO_CLASS) if label is None else np.asarray(label)
+        return np.where(codes == NO_CLASS, -1, codes.astype(np.int64))
+    if view.label_kind == "classes":
+        present = np.full(view.classes, -1 if label is None else 0, np.int64)
+        present[list(label) if isinstance(label, tuple) else []] = 1
+        return present
+    return np.asarray(-1 if label is None else label, np.int64)
 
 
 def _valid_places(mask: NDArray[np.uint8], patch_px: int) -> NDArray[np.bool_]:

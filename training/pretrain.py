@@ -162,7 +162,8 @@ class Pretraining:
 
     def _next_words(self) -> list[str]:
         """Return the words of a fine-tuning that runs on this set, if it is labelled."""
-        config, labelled = self.config, bool(self.data.contract.classes)
+        config, contract = self.config, self.data.contract
+        labelled = contract.classes and contract.label_kind == "class"
         words = [f"init={config.folder}", f"output={config.output}", f"name={config.name}-tuned"]
         words.append(f"data.shards={config.data.shards if labelled else '/path/to/labelled/shards'}")
         return [*words, f"batch.size={min(config.batch.size, 256)}"]

@@ -1,6 +1,7 @@
 import io
 import json
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -109,3 +110,28 @@ def test_objects_in_arrays_are_never_unpickled():
     data = Blosc().encode(buffer.getvalue())
     with pytest.raises(CorruptDataError, match="cannot be decoded"):
         samples.decode(make().key, damaged("pixels.npy.blosc", data), "shard-1")
+
+
+@pytest.mark.parametrize("kind", ["classes", "mask"])
+def test_other_kinds_of_label_and_a_second_date_come_back_as_they_were(kind):
+    one = make(None)
+    label = (0, 2, 11) if kind == "classes" else (np.arange(96 * 96) % 5).reshape(96, 96).astype(np.uint8)
+    one = replace(one, label=label, after=one.pixels[:, ::-1])
+    members = samples.encode(one)
+    assert {"label.json"} & set(members) or "label.npy.blosc" in members
+    back = samples.decode("k", members, "shard")
+    assert type(back.label) is type(label) and np.array_equal(back.label, label)
+    assert np.array_equal(back.after, one.after) and np.array_equal(back.pixels, one.pixels)
+
+
+@pytest.mark.parametrize("name", ["label.npy.blosc", "after.npy.blosc"])
+def test_t17_a_label_or_date_of_other_shape_is_misshapen(name):
+    members = samples.encode(make(None)) | {name: samples.encode_array(np.zeros((3, 8, 8), np.uint8))}
+    with pytest.raises(CorruptDataError, match="misshapen"):
+        samples.decode("k", members, "shard")
+
+
+def test_t17_a_label_that_is_no_list_is_told():
+    members = samples.encode(make(None)) | {"label.json": b"7"}
+    with pytest.raises(CorruptDataError, match="json or label"):
+        samples.decode("k", members, "shard")

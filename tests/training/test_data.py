@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.errors import ConfigError, UnknownNameError
+from pipeline.errors import ConfigError, ContractError, UnknownNameError
 from pipeline.indices import INDICES
 from pipeline.saliency import cell_statistics
 from pipeline.sample import Sample
-from training.data import BatchConfig, DataConfig, Pass, ShardStream, View, look, make_view
+from training.data import BatchConfig, DataConfig, Pass, ShardStream, View, collate, look, make_view
 from training.reader import ShardReader
+from training.tasks.classification import Classification
 from training.world import World
 
 VIEW = View(bands=(0, 1, 2, 3, 4, 5), image_px=32, cell_px=8, patch_px=8, augment=True, seed=3)
@@ -130,3 +131,37 @@ def test_a_pass_counts_every_sample_once_in_equally_many_batches(reader: ShardRe
         k for b in batches for batch in b for k, x in zip(batch.keys, batch.labels_B, strict=True) if x >= 0
     ]
     assert sorted(labelled) == [f"tile_{n:05d}" for n in range(40)]
+
+
+def with_truth(sample: Sample) -> Sample:
+    """Give a sample a class for every pixel that its pixels tell, and a later date."""
+    truth = np.where(sample.mask, 255, sample.pixels[0] % 3).astype(np.uint8)
+    return replace(sample, label=truth, after=sample.pixels + 1)
+
+
+def test_a_class_of_every_pixel_and_the_later_date_turn_with_the_pixels(reader: ShardReader) -> None:
+    view = replace(VIEW, bands=(2, 0), label_kind="mask", classes=3)
+    for epoch in range(8):
+        looked = look(with_truth(reader.read(7)), view, epoch)
+        batch = collate(0, epoch, [looked, replace(looked, label=None)], view)
+        truth = np.where(looked.mask, -1, looked.pixels[1] % 3)
+        assert (batch.labels_B[0].numpy() == truth).all()
+        assert set(batch.labels_B[1].unique().tolist()) == {-1}
+        assert batch.after_BCHW is not None
+        assert torch.equal(batch.after_BCHW, batch.image_BCHW + 1)
+
+
+def test_several_classes_become_a_vector_and_none_is_marked(reader: ShardReader) -> None:
+    view = replace(VIEW, label_kind="classes", classes=4)
+    looked = look(reader.read(0), view, 0)
+    batch = collate(0, 0, [replace(looked, label=label) for label in ((1, 3), (), None)], view)
+    assert batch.labels_B.tolist() == [[0, 1, 0, 1], [0, 0, 0, 0], [-1] * 4]
+    assert batch.after_BCHW is None
+
+
+def test_the_view_knows_what_a_label_is(reader: ShardReader) -> None:
+    contract = reader.manifest.contract.model_copy(update={"label_kind": "classes"})
+    view = make_view(contract, DataConfig(shards=Path("x")), patch_px=8)
+    assert (view.label_kind, view.classes) == ("classes", 3)
+    with pytest.raises(ContractError, match=r"kind `classes`, not one class a tile.*labels\.kind=class"):
+        Classification(contract)

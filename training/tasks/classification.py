@@ -42,6 +42,11 @@ class Classification:
             raise ContractError(
                 "the shard set has no class labels: shard it with `labels.classes`, or choose another task."
             )
+        if contract.label_kind != "class":
+            raise ContractError(
+                f"the shard set has labels of kind `{contract.label_kind}`, not one class a tile: shard it with"
+                " `labels.kind=class`, or choose another task."
+            )
         self.classes = contract.classes
 
     def head(self, width: int) -> nn.Module:
