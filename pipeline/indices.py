@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,11 +40,31 @@ class Index:
         return clipped
 
 
+def floored(denominator: Array) -> Array:
+    """Return the denominator, at least `FLOOR`. Formulas call nothing but this, so that they can be compiled."""
+    # negative reflectance is legal, so a sum can be tiny or below zero
+    at_least: Array = np.maximum(denominator, np.float32(FLOOR))
+    return at_least
+
+
 def normalised_difference(a: Array, b: Array) -> Array:
-    """Return (a - b) / max(a + b, FLOOR), float32 of the bands' shape; a, b: reflectance of equal shapes."""
-    # negative reflectance is legal, so the sum can be tiny or below zero
-    ratio: Array = (a - b) / np.maximum(a + b, np.float32(FLOOR))
+    """Return (a - b) / floored(a + b), float32 of the bands' shape; a, b: reflectance of equal shapes."""
+    ratio: Array = (a - b) / floored(a + b)
     return ratio
+
+
+def bare_soil(swir1: Array, red: Array, nir: Array, blue: Array) -> Array:
+    """Return BSI, ((swir1 + red) - (nir + blue)) over the floored sum of all four; float32 reflectance."""
+    ratio: Array = (swir1 + red - nir - blue) / floored(swir1 + red + nir + blue)
+    return ratio
+
+
+def enhanced_vegetation(nir: Array, red: Array, blue: Array) -> Array:
+    """Return EVI, 2.5 (nir - red) / (nir + 6 red - 7.5 blue + 1), the denominator floored; float32 reflectance."""
+    # float32 throughout: Python's numbers would make a compiled loop run in float64
+    f32: Any = np.float32
+    greenness: Array = f32(2.5) * (nir - red) / floored(nir + f32(6) * red - f32(7.5) * blue + f32(1))
+    return greenness
 
 
 def index(name: str) -> Index:
@@ -62,5 +83,9 @@ INDICES: dict[str, Index] = {
         Index("NDBI", "built-up", ("swir1", "nir"), normalised_difference),
         Index("MNDWI", "open water (Xu)", ("green", "swir1"), normalised_difference),
         Index("NBR", "burnt area", ("nir", "swir2"), normalised_difference),
+        Index("NDMI", "moisture of vegetation", ("nir", "swir1"), normalised_difference),
+        Index("NDSI", "snow", ("green", "swir1"), normalised_difference),
+        Index("BSI", "bare soil", ("swir1", "red", "nir", "blue"), bare_soil),
+        Index("EVI", "vegetation, dense canopies too", ("nir", "red", "blue"), enhanced_vegetation),
     )
 }

@@ -14,9 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import SceneError
 from pipeline.indices import index
-from pipeline.saliency import cell_statistics
-from pipeline.sample import SCALE
-from preprocessing import archive, cutting, grids, quality, radiometry, resampling, spool
+from preprocessing import archive, cutting, grids, kernel, quality, radiometry, resampling, spool
 from preprocessing.archive import SceneHeader, SceneWriter, StoredScene
 from preprocessing.grids import Grid
 from preprocessing.quality import Rejection
@@ -185,28 +183,16 @@ def _cells(writer: SceneWriter, config: ShardConfig) -> NDArray[np.float32]:
     height, width = (side // cell for side in mask.shape)
     cells = np.zeros((len(config.indices), height, width, 3), np.float32)
     counted = (mask & int(config.unclear_bits)) == 0
+    # once each: nir serves all three default indices
+    names = list(dict.fromkeys(b for name in config.indices for b in config.index_bands(name)))
     for rows in resampling.strips(height * cell, STRIP_PX // cell * cell or cell):
         # read back as stored: the statistics must be those of the numbers in the shards
-        bands = _index_bands(writer, config, rows, width * cell)
-        values = np.stack(
-            [index(name)(*(bands[b] for b in config.index_bands(name))) for name in config.indices]
-        )
-        part = cell_statistics(values, counted[rows, : width * cell], cell)
-        cells[:, rows.start // cell : rows.stop // cell] = part
+        stack = np.stack([writer.array("reflectance")[config.bands.index(n), rows] for n in names])
+        for number, name in enumerate(config.indices):
+            which = [names.index(band) for band in config.index_bands(name)]
+            part = kernel.cell_statistics(index(name), stack, which, counted[rows], cell)
+            cells[number, rows.start // cell : rows.stop // cell] = part
     return cells
-
-
-def _index_bands(
-    writer: SceneWriter, config: ShardConfig, rows: slice, width: int
-) -> dict[str, NDArray[np.float32]]:
-    """Read back, as reflectance, the bands the indices need."""
-    # once each: nir serves all three default indices
-    names = dict.fromkeys(b for name in config.indices for b in config.index_bands(name))
-    return {
-        n: np.asarray(writer.array("reflectance")[config.bands.index(n), rows, :width]).astype(np.float32)
-        * np.float32(SCALE)
-        for n in names
-    }
 
 
 def write_samples(job: SceneJob, stored: StoredScene) -> Spool:
