@@ -25,7 +25,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 
 from pipeline.errors import ContractError, CorruptDataError
 from pipeline.manifest import write_atomically
-from pipeline.sample import NODATA, Flag
+from pipeline.sample import NO_CLASS, NODATA, Flag
 from preprocessing.conventions import (
     axis_attributes,
     crs_attributes,
@@ -43,7 +43,7 @@ MARKER = "reflectance/COMPLETE.json"
 CHUNK_PX = 256
 SHARD_PX = 2048
 _CELL_ARRAYS = ("cells", "index", "statistic")
-NO_LABEL = 255
+NO_LABEL = NO_CLASS
 """Stored where a pixel has no class."""
 
 
@@ -62,6 +62,8 @@ class SceneHeader:
     notes: tuple[str, ...] = ()
     licence: str = ""
     source: str = ""
+    dates: int = 1
+    """Of two, `reflectance` is the earlier and `after` the later."""
 
 
 def create(store: Path) -> None:
@@ -100,6 +102,8 @@ class SceneWriter:
         header = self._header
         shape = (len(header.bands), *header.grid.shape_px)
         self._image("reflectance", shape, (np.int16, NODATA), reflectance_attributes(header.level))
+        if header.dates == 2:
+            self._image("after", shape, (np.int16, NODATA), reflectance_attributes(header.level))
         self._image("mask", shape[1:], (np.uint8, int(Flag.NODATA)), mask_attributes())
         for name, centres in zip(("x", "y"), header.grid.centres(), strict=True):
             self._plain(name, centres, (name,), axis_attributes(name, header.grid.crs))
@@ -118,7 +122,7 @@ class SceneWriter:
                 _link(path, target)
 
     def array(self, name: str) -> Any:
-        """Return `reflectance` or `mask` for writing and reading back."""
+        """Return `reflectance`, `after` or `mask` for writing and reading back."""
         if name not in self._arrays:
             self._arrays[name] = self._group[name]
         return self._arrays[name]
@@ -294,7 +298,7 @@ class StoredScene:
         return "label" in self._group
 
     def read(self, name: str, *where: slice | int) -> NDArray[Any]:
-        """Read a part of `reflectance` (int16 [band, y, x]), `mask`, `label` (uint8 [y, x]) or `cells`
+        """Read a part of `reflectance`, `after` (int16 [band, y, x]), `mask`, `label` (uint8 [y, x]) or `cells`
         (float32 [index, y / cell, x / cell, 3]), as stored.
 
         Raises `CorruptDataError` for altered data instead of returning it.

@@ -80,10 +80,11 @@ def group_attributes(grid: Grid) -> dict[str, Any]:
     epsg = grid.crs.to_epsg()
     # home-made projections have no code; the WKT says the same
     code = {"proj:code": f"EPSG:{epsg}"} if epsg else {}
+    place = {"proj:wkt2": grid.crs.to_wkt(version="WKT2_2019")} if grid.is_placed else {}
     return code | {
         "Conventions": "CF-1.11",
         "zarr_conventions": [_convention(name, uuid) for name, uuid in _CONVENTIONS.items()],
-        "proj:wkt2": grid.crs.to_wkt(version="WKT2_2019"),
+        **place,
         "spatial:dimensions": ["y", "x"],
         "spatial:transform": list(grid.transform)[:6],
         "spatial:shape": list(grid.shape_px),

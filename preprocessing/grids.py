@@ -6,15 +6,18 @@ The file's own transform decides, never a nominal pixel size: cropped data sets 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import rasterio
 from affine import Affine
 from numpy.typing import NDArray
 from rasterio.crs import CRS
-from rasterio.errors import RasterioError
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.warp import calculate_default_transform, transform
 
 from pipeline.errors import SceneError
@@ -22,6 +25,8 @@ from preprocessing.settings import MAX_UPSAMPLING, UPSAMPLING_SLACK
 
 SAME_PIXEL = 0.01
 """A wanted pixel size this close to the native one takes the native grid."""
+UNPLACED = CRS.from_wkt('LOCAL_CS["image without a place on Earth",UNIT["metre",1]]')
+"""Metres from an image's own corner: patches of many labelled sets have lost their place."""
 Floats = NDArray[np.float64]
 
 
@@ -40,6 +45,11 @@ class Grid:
         return self.height_px, self.width_px
 
     @property
+    def is_placed(self) -> bool:
+        """Whether the grid has a place on Earth."""
+        return bool(self.crs != UNPLACED)
+
+    @property
     def bounds(self) -> tuple[float, float, float, float]:
         """(left, bottom, right, top) in units of the CRS; bottom and top as the transform has them."""
         # by hand: multiplying affine by a tuple is on its way out
@@ -50,6 +60,8 @@ class Grid:
     def pixel_m(self) -> tuple[float, float]:
         """Pixel size (x, y) in metres; for degrees, on the ellipsoid at the grid's centre."""
         dx, dy = abs(self.transform.a), abs(self.transform.e)
+        if not self.is_placed:
+            return dx, dy
         if not self.crs.is_geographic:
             return dx * self.crs.linear_units_factor[1], dy * self.crs.linear_units_factor[1]
         per_x, per_y = metres_per_degree(self.transform.f + self.transform.e * self.height_px / 2)
@@ -63,7 +75,12 @@ class Grid:
         return x, y
 
     def lonlat(self, columns: Floats, rows: Floats) -> tuple[Floats, Floats]:
-        """Return longitude and latitude (WGS 84, degrees) of pixel corners given as [n] columns and rows."""
+        """Return longitude and latitude (WGS 84, degrees) of pixel corners given as [n] columns and rows.
+
+        NaN where the grid has no place on Earth.
+        """
+        if not self.is_placed:
+            return np.full(columns.shape, np.nan), np.full(rows.shape, np.nan)
         x = self.transform.c + self.transform.a * columns
         y = self.transform.f + self.transform.e * rows
         lon, lat = transform(self.crs, CRS.from_epsg(4326), x, y)
@@ -80,19 +97,51 @@ def metres_per_degree(latitude: float) -> tuple[float, float]:
     return degree * a * math.cos(phi) / w, degree * a * (1 - e2) / w**3
 
 
-def read_grid(path: str) -> Grid:
-    """Read a raster's own grid; raises `SceneError` naming a file that cannot be used."""
-    try:
+@contextmanager
+def opened(path: str) -> Iterator[Any]:
+    """Open a raster with rasterio; one without a place on Earth is nothing to warn of."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
         with rasterio.open(path) as source:
+            yield source
+
+
+def read_grid(path: str, gsd_m: float | None = None) -> Grid:
+    """Read a raster's own grid; raises `SceneError` naming a file that cannot be used.
+
+    gsd_m: pixel size in metres of a file without georeferencing; None refuses one.
+    """
+    try:
+        with opened(path) as source:
             grid = Grid(source.crs, source.transform, source.width, source.height)
     except RasterioError as error:
         raise SceneError(f"{path} cannot be opened ({error}); fetch the product again.") from error
     # rasterio opens such a file without complaint
+    if grid.crs is None and gsd_m is not None:
+        return Grid(UNPLACED, Affine(gsd_m, 0, 0, 0, -gsd_m, 0), grid.width_px, grid.height_px)
     if grid.crs is None:
         raise SceneError(f"{path} has no coordinate system; it cannot be placed on the ground.")
     if grid.transform.b or grid.transform.d:
         raise SceneError(f"{path} is rotated; set `crs` after warping it north-up.")
     return grid
+
+
+def read_label_grid(path: str, bands: Sequence[Grid]) -> Grid:
+    """Read the grid of a class raster; without georeferencing of its own it takes that of a band of its size.
+
+    Raises `SceneError` naming a raster that fits no band.
+    """
+    own = read_grid(path, gsd_m=1.0)
+    if own.is_placed and bands[0].is_placed:
+        return own
+    for grid in bands:
+        if grid.shape_px == own.shape_px:
+            return grid
+    sizes = ", ".join(sorted({f"{g.height_px} x {g.width_px}" for g in bands}))
+    raise SceneError(
+        f"{path} has {own.height_px} x {own.width_px} px and no place on Earth in common with the bands, which have"
+        f" {sizes}: it cannot be laid over them."
+    )
 
 
 def check_together(paths: Sequence[str], grids: Sequence[Grid]) -> None:
@@ -127,6 +176,10 @@ def choose(finest: Grid, gsd_m: float | None, crs: str | None) -> Grid:
     Without `gsd_m` the finest band's own grid; with it, pixels of that size from the same upper-left corner.
     Reprojects only where `crs` is given.
     """
+    if crs is not None and not finest.is_placed:
+        raise SceneError(
+            "an image without a place on Earth cannot be reprojected: take `crs` out of the settings."
+        )
     # naming the CRS a scene has already must not resample it
     if crs is not None and CRS.from_string(crs) != finest.crs:
         return _reprojected(finest, CRS.from_string(crs), gsd_m)

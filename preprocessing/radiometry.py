@@ -8,7 +8,7 @@ costly to decode.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,13 @@ class Layout:
     bands: tuple[Grid, ...]
     masks: tuple[Grid, ...]
     target: Grid
+    after: tuple[Grid, ...] = ()
+
+    def dates(self) -> Iterator[tuple[str, Layout]]:
+        """Yield the name of the array that each date is stored in, and the layout of its bands."""
+        yield "reflectance", self
+        if self.scene.after:
+            yield "after", replace(self, scene=replace(self.scene, bands=self.scene.after), bands=self.after)
 
 
 @dataclass(frozen=True)
@@ -60,29 +67,42 @@ def lay_out(scene: Scene, gsd_m: float | None, crs: str | None) -> Layout:
     Raises `SceneError` naming the files where they do not belong together.
     """
     # quality layers too: a mask of other ground would mark the wrong pixels
-    paths = [b.path for b in scene.bands] + [m.path for m in scene.masks]
-    found = [grids.read_grid(p) for p in paths]
+    images = (*scene.bands, *scene.after)
+    paths = [b.path for b in images] + [m.path for m in scene.masks]
+    # once a file: the layers of one file have one grid
+    own = {path: grids.read_grid(path, gsd_m) for path, gsd_m in _grids_wanted(scene).items()}
+    found = [own[p] for p in paths]
     grids.check_together(paths, found)
-    bands, masks = found[: len(scene.bands)], found[len(scene.bands) :]
+    bands, after = found[: len(scene.bands)], found[len(scene.bands) : len(images)]
+    masks = found[len(images) :]
     # by area: real pixels are not always square
     finest = min(bands, key=lambda g: abs(g.transform.a * g.transform.e))
     target = grids.choose(finest, gsd_m, crs)
     for band, grid in zip(scene.bands, bands, strict=True):
         grids.check_upsampling(band.name, grid, target)
-    return Layout(scene, tuple(bands), tuple(masks), target)
+    return Layout(scene, tuple(bands), tuple(masks), target, tuple(after))
 
 
-def read_numbers(path: str, empty: int) -> NDArray[Any]:
-    """Read the first layer of a raster whole, [y, x] in its own type.
+def _grids_wanted(scene: Scene) -> dict[str, float | None]:
+    """Return the files of a scene, each with the pixel size to take where it says none."""
+    masks: dict[str, float | None] = {m.path: None for m in scene.masks}
+    return masks | {b.path: b.gsd_m for b in (*scene.bands, *scene.after)}
+
+
+def read_numbers(path: str, empty: float, layer: int = 1) -> NDArray[Any]:
+    """Read a layer of a raster whole, [y, x] in its own type.
 
     Raises `SceneError` naming a file that cannot be decoded to its end.
     """
     try:
-        with rasterio.Env(**GDAL_SETTINGS), rasterio.open(path) as source:
+        with rasterio.Env(**GDAL_SETTINGS), grids.opened(path) as source:
             # codes of 8 bits use every value, so only 16 bits have room for a sentinel
-            wide = source.dtypes[0] == "uint16"
-            buffer = np.full(source.shape, UNREAD if wide else empty, source.dtypes[0])
-            source.read(1, out=buffer)
+            kind = source.dtypes[layer - 1]
+            wide = kind == "uint16"
+            buffer = np.full(source.shape, UNREAD if wide else empty, kind)
+            source.read(layer, out=buffer)
+    except IndexError as error:
+        raise SceneError(f"{path} has no layer {layer}; compare the settings with the file.") from error
     except (RasterioError, MemoryError) as error:
         raise SceneError(
             f"{path} cannot be decoded ({error}); the file is damaged: fetch the product again."
@@ -128,7 +148,7 @@ def band_image(band: BandSource, grid: Grid, target: Grid, how: str) -> BandImag
     Raises `SceneError` naming a file that cannot be decoded to its end.
     """
     # an 8-bit buffer starts as nodata, so what is not decoded stays unmeasured
-    numbers = read_numbers(band.path, band.nodata_dn)
+    numbers = read_numbers(band.path, band.nodata_dn or 0, band.layer)
     # on numbers, before conversion: nothing is mixed, so the exact path applies
     if how == "nearest" and grid.crs == target.crs:
         numbers, grid = resampling.nearest(numbers, grid, target), target
@@ -162,9 +182,16 @@ def _table(band: BandSource, kind: np.dtype[Any]) -> tuple[NDArray[np.int16], ND
 def _convert(band: BandSource, numbers: NDArray[Any]) -> tuple[NDArray[np.int16], NDArray[np.bool_]]:
     units = to_units(band, numbers)
     # tested on the number: with an offset, DN 0 would become a plausible -0.1
-    units[numbers == band.nodata_dn] = np.nan
+    units[_is_nodata(band, numbers)] = np.nan
     pixels, too_large = round_units(units)
     return pixels, too_large | _is_saturated(band, numbers)
+
+
+def _is_nodata(band: BandSource, numbers: NDArray[Any]) -> NDArray[np.bool_]:
+    if band.nodata_dn is None:
+        return np.zeros(numbers.shape, np.bool_)
+    result: NDArray[np.bool_] = numbers == band.nodata_dn
+    return result
 
 
 def _is_saturated(band: BandSource, numbers: NDArray[Any]) -> NDArray[np.bool_]:
@@ -177,7 +204,7 @@ def _is_saturated(band: BandSource, numbers: NDArray[Any]) -> NDArray[np.bool_]:
 def _resampled(band: BandSource, numbers: NDArray[Any], grid: Grid, target: Grid, how: str) -> BandImage:
     # float32 holds 16-bit numbers exactly; the weights cost far less than one unit
     units = to_units(band, numbers).astype(np.float32)
-    valid = (numbers != band.nodata_dn) & np.isfinite(units)
+    valid = ~_is_nodata(band, numbers) & np.isfinite(units)
     # not nearest: what a saturated number has a part in is as invented as the number itself
     saturated = resampling.touched(_is_saturated(band, numbers), grid, target, Resampling[how])
     pixels = np.empty(target.shape_px, np.int16)

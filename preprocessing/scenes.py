@@ -20,10 +20,14 @@ class BandSource:
     """What rasterio opens: a path, or a /vsizip/ or /vsitar/ location."""
     scale: float
     offset: float
-    nodata_dn: int = 0
-    """DN that means no measurement; tested before the offset is applied."""
+    nodata_dn: float | None = 0
+    """DN that means no measurement, tested before the offset is applied; None where every number is one."""
     saturated_dn: int | None = None
     """DN that means saturation, where the product defines one."""
+    layer: int = 1
+    """Layer of the file, from 1."""
+    gsd_m: float | None = None
+    """Pixel size in metres to take where the file has no georeferencing; None refuses such a file."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,18 @@ class MaskSource:
     """Class code -> flags (Sentinel-2 SCL)."""
     bits: dict[int, Flag] = field(default_factory=dict)
     """Bit number -> flags (Landsat QA_PIXEL, QA_RADSAT)."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the set a scene belongs to says about it as a whole."""
+
+    name: str = ""
+    """What the set's lists call it; empty where that is the scene's id."""
+    classes: tuple[str, ...] | None = None
+    """Names of its classes; None where nothing is said, and a class raster may label it."""
+    split: str = ""
+    """Split it belongs to; empty where nothing says."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +74,11 @@ class Scene:
     masks: tuple[MaskSource, ...] = ()
     labels: str | None = None
     """Class raster beside the scene (what rasterio opens), where the archive has one."""
+    label_layer: int = 1
+    """Layer of the class raster, from 1."""
+    given: Given = Given()
+    after: tuple[BandSource, ...] = ()
+    """The same bands of the same ground at a later date, in sets of pairs."""
     licence: str = ""
     cloud_share: float | None = None
     """Share of the scene under clouds as its metadata states it, 0 to 1; None where nothing does."""
