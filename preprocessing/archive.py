@@ -83,6 +83,12 @@ def is_empty(store: Path) -> bool:
     return not any(store.glob("*/zarr.json"))
 
 
+def remove(folder: Path) -> None:
+    """Remove a stored scene, its marker first: what a kill leaves of it must not look finished."""
+    (folder / MARKER).unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 class SceneWriter:
     """Writes one scene's group into a folder that only `finish` turns into part of the archive."""
 

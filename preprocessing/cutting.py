@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,19 +11,22 @@ from numpy.typing import NDArray
 from pipeline.sample import Sample
 from preprocessing import quality, tiling
 from preprocessing.archive import StoredScene
-from preprocessing.grids import Grid
+from preprocessing.grids import Box, Grid
 from preprocessing.quality import Histogram
 from preprocessing.settings import ShardConfig
-from preprocessing.tiling import SplitRule, Tile, TileRule
+from preprocessing.tiling import Choice, SplitRule, Tile, TileRule
 
 STRIP_PX = 1024
 """Rows of a scene held at a time, rounded to whole tiles."""
 
 
 def choose_tiles(
-    config: ShardConfig, mask: NDArray[np.uint8], grid: Grid
-) -> tuple[list[Tile], dict[str, int]]:
-    """Return the tiles of a mask of flags [y, x] to keep, with their split, and the number dropped by reason."""
+    config: ShardConfig, mask: NDArray[np.uint8], grid: Grid, taken: Sequence[Box] = ()
+) -> Choice:
+    """Return the tiles of a mask of flags [y, x] to keep, with their split, and what became of the others.
+
+    taken: ground that another scene of the same acquisition gave, as boxes in the grid's CRS.
+    """
     rule = TileRule(
         config.tile_px,
         config.step_px,
@@ -32,11 +35,8 @@ def choose_tiles(
         config.min_clear,
         config.unclear_bits,
     )
-    good, dropped = tiling.tiles(mask, rule)
-    kept, between = tiling.split(good, SplitRule(**config.split.model_dump()), grid.lonlat)
-    if between:
-        dropped["buffer"] = between
-    return kept, dict(sorted(dropped.items()))
+    covered = grid.covered(taken, config.cell_px) if taken else None
+    return tiling.choose(mask, rule, SplitRule(**config.split.model_dump()), grid.lonlat, covered)
 
 
 def strips(stored: StoredScene, config: ShardConfig, tiles: list[Tile]) -> Iterator[Strip]:

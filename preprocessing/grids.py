@@ -28,6 +28,8 @@ SAME_PIXEL = 0.01
 UNPLACED = CRS.from_wkt('LOCAL_CS["image without a place on Earth",UNIT["metre",1]]')
 """Metres from an image's own corner: patches of many labelled sets have lost their place."""
 Floats = NDArray[np.float64]
+Box = tuple[float, float, float, float]
+"""Left, bottom, right and top in units of a CRS."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Grid:
         return bool(self.crs != UNPLACED)
 
     @property
-    def bounds(self) -> tuple[float, float, float, float]:
+    def bounds(self) -> Box:
         """(left, bottom, right, top) in units of the CRS; bottom and top as the transform has them."""
         # by hand: multiplying affine by a tuple is on its way out
         t = self.transform
@@ -66,6 +68,23 @@ class Grid:
             return dx * self.crs.linear_units_factor[1], dy * self.crs.linear_units_factor[1]
         per_x, per_y = metres_per_degree(self.transform.f + self.transform.e * self.height_px / 2)
         return dx * per_x, dy * per_y
+
+    def box(self, row_px: int, column_px: int, size_px: int) -> Box:
+        """Return the square of pixels that begins at a row and a column, in units of the CRS."""
+        t = self.transform
+        x, y = (t.c + t.a * column_px, t.f + t.e * row_px)
+        return x, y + t.e * size_px, x + t.a * size_px, y
+
+    def covered(self, boxes: Sequence[Box], cell_px: int) -> NDArray[np.bool_]:
+        """Return which cells [y / cell_px, x / cell_px] have their centre in one of the boxes."""
+        t, cells = self.transform, np.zeros((self.height_px // cell_px, self.width_px // cell_px), bool)
+        for left, bottom, right, top in boxes:
+            columns = sorted(((left - t.c) / t.a / cell_px, (right - t.c) / t.a / cell_px))
+            rows = sorted(((top - t.f) / t.e / cell_px, (bottom - t.f) / t.e / cell_px))
+            # centres lie at halves; a box before the first cell must not count from the end
+            (top_cell, end), (first, last) = ((max(round(v), 0) for v in pair) for pair in (rows, columns))
+            cells[top_cell:end, first:last] = True
+        return cells
 
     def centres(self) -> tuple[Floats, Floats]:
         """Return x of every column's centre [width_px] and y of every row's [height_px], in units of the CRS."""

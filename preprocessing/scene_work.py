@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from pipeline.errors import SceneError
 from pipeline.indices import index
-from preprocessing import archive, cutting, grids, kernel, quality, radiometry, resampling, spool
+from preprocessing import archive, cutting, grids, kernel, locations, quality, radiometry, resampling, spool
 from preprocessing.archive import SceneHeader, SceneWriter, StoredScene
-from preprocessing.grids import Grid
+from preprocessing.grids import Box, Grid
+from preprocessing.profiles import profile
 from preprocessing.quality import Rejection
 from preprocessing.scenes import Scene
 from preprocessing.settings import ShardConfig, digest
@@ -33,6 +34,8 @@ class SceneJob:
 
     scene: Scene
     config: ShardConfig
+    taken: tuple[Box, ...] = ()
+    """Ground another scene of the same acquisition has given, in this scene's CRS: no tile is cut there."""
 
     @property
     def store(self) -> Path:
@@ -62,7 +65,7 @@ class SceneJob:
             masks=tuple(replace(m, path=Path(m.path).name) for m in scene.masks),
             labels=labels and Path(labels).name,
         )
-        return digest([asdict(said), [_size_and_time(Path(f)) for f in files]])
+        return digest([asdict(said), [_size_and_time(locations.file_on_disk(f)) for f in files]])
 
     def pixel_digest(self) -> str:
         """Identify everything that decides the stored pixels."""
@@ -84,7 +87,7 @@ class SceneJob:
     def sample_digest(self) -> str:
         """Identify everything that decides the samples."""
         keys = {"tile_px", "stride_px", "min_valid", "min_clear", "split", "labels", "codec"}
-        return digest([self.cell_digest(), self.config.model_dump(mode="json", include=keys)])
+        return digest([self.cell_digest(), self.config.model_dump(mode="json", include=keys), self.taken])
 
 
 def _size_and_time(path: Path) -> tuple[int, int]:
@@ -103,7 +106,10 @@ def work(job: SceneJob) -> Spool | Rejection:
         if done and done.digest == job.sample_digest():
             return done
         store_scene(job)
-        return write_samples(job, StoredScene(job.store / job.scene.id))
+        made = write_samples(job, StoredScene(job.store / job.scene.id))
+        if not job.config.keep_zarr:
+            archive.remove(job.store / job.scene.id)
+        return made
     # returned, not raised: one bad scene must not end the others
     except SceneError as error:
         return Rejection(str(job.scene.location), str(error))
@@ -198,10 +204,10 @@ def _cells(writer: SceneWriter, config: ShardConfig) -> NDArray[np.float32]:
 def write_samples(job: SceneJob, stored: StoredScene) -> Spool:
     """Cut a stored scene into tiles and encode them."""
     mask = stored.read("mask")
-    tiles, dropped = cutting.choose_tiles(job.config, mask, stored.header.grid)
+    chosen = cutting.choose_tiles(job.config, mask, stored.header.grid, job.taken)
     writer = SpoolWriter(job.folder, job.scene.id)
     histogram = quality.empty_histogram(len(job.config.bands))
-    for strip in cutting.strips(stored, job.config, tiles):
+    for strip in cutting.strips(stored, job.config, chosen.tiles):
         strip.count(histogram)
         for tile in strip.tiles:
             writer.add(strip.sample(tile), tile.split, job.config.codec)
@@ -215,8 +221,11 @@ def write_samples(job: SceneJob, stored: StoredScene) -> Spool:
         acquired=header.acquired,
         licence=header.licence,
         notes=header.notes,
-        dropped=dropped,
+        dropped=chosen.dropped,
         segments=tuple(writer.segments),
+        profile=profile(
+            stored, mask, chosen, (job.config.tile_px, job.config.step_px), writer.index_counts.counts
+        ),
     )
     writer.finish(result, histogram)
     return result

@@ -31,7 +31,7 @@ MAX_UPSAMPLING = 6.0
 """A band is not brought onto pixels smaller than its own by more than this."""
 UPSAMPLING_SLACK = 1.05
 """Cropped data sets have grids that are a little off: 60 m over 10 m can be 6.03."""
-FREE_KEYS = ("name", "scenes", "output", "workers", "max_rejected")
+FREE_KEYS = ("name", "scenes", "output", "workers", "max_rejected", "keep_zarr")
 """Say where and how to work, not what to make: never compared."""
 ARRANGING_KEYS = (
     "indices",
@@ -43,6 +43,7 @@ ARRANGING_KEYS = (
     "codec",
     "shard_mb",
     "seed",
+    "duplicates",
 )
 """Choose and arrange tiles: a change redoes what depends on them."""
 
@@ -118,6 +119,10 @@ class ShardConfig(Config):
     """Target size of a shard in megabytes of uncompressed samples."""
     seed: int = 0
     """Chooses the global order of samples."""
+    keep_zarr: bool = True
+    """Keep the Zarr archive; without it a scene's pixels are freed once its samples are cut."""
+    duplicates: Literal["drop", "keep"] = "drop"
+    """`drop` takes no ground twice from one acquisition (two baselines, a product copied); `keep` looks for none."""
     workers: int = Field(default=0, ge=0)
     """Dask worker processes; 0 works in this process."""
     max_rejected: int | float = Field(default=0.1, ge=0)

@@ -11,7 +11,7 @@ import json
 import os
 import tarfile
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ import numpy as np
 from pipeline import sample as samples
 from pipeline.manifest import write_atomically
 from pipeline.sample import Codec, Sample
+from preprocessing.grids import Box
+from preprocessing.profiles import IndexCounts, Profile
 from preprocessing.quality import Histogram
 
 
@@ -32,6 +34,8 @@ class Segment:
     offset: int
     size_bytes: int
     labelled: bool = False
+    row_px: int = 0
+    column_px: int = 0
 
 
 @dataclass(frozen=True)
@@ -49,11 +53,19 @@ class Spool:
     notes: tuple[str, ...]
     dropped: dict[str, int]
     segments: tuple[Segment, ...]
+    profile: Profile = field(default_factory=Profile)
+    """Where the scene lies and what it looks like, for the quality report."""
 
     @property
     def tiles(self) -> dict[str, int]:
         """Samples by split, and tiles dropped by reason."""
         return dict(Counter(s.split for s in self.segments)) | self.dropped
+
+    @property
+    def boxes(self) -> list[Box]:
+        """The ground of every sample, in the scene's CRS."""
+        grid = self.profile.grid
+        return [grid.box(s.row_px, s.column_px, self.profile.tile_px) for s in self.segments]
 
     @property
     def unlabelled(self) -> int:
@@ -99,12 +111,15 @@ class SpoolWriter:
         _record_path(folder, scene).unlink(missing_ok=True)
         self._stream = data_path(folder, scene).open("wb")
         self.segments: list[Segment] = []
+        self.index_counts = IndexCounts()
 
     def add(self, sample: Sample, split: str, codec: Codec) -> None:
         """Append one sample."""
         data = segment(sample, codec)
         labelled = sample.label is not None
-        self.segments.append(Segment(sample.key, split, self._stream.tell(), len(data), labelled))
+        place = (int(sample.info.get("row", 0)), int(sample.info.get("col", 0)))
+        self.segments.append(Segment(sample.key, split, self._stream.tell(), len(data), labelled, *place))
+        self.index_counts.add(sample.cells)
         self._stream.write(data)
 
     def close(self) -> None:
@@ -128,7 +143,8 @@ def read(folder: Path, scene: str) -> Spool | None:
     try:
         tree: dict[str, Any] = json.loads(_record_path(folder, scene).read_text(encoding="utf-8"))
         segments = tuple(Segment(**s) for s in tree.pop("segments"))
-        made = Spool(segments=segments, **tree | {"notes": tuple(tree["notes"])})
+        profile = Profile.from_tree(tree.pop("profile"))
+        made = Spool(segments=segments, profile=profile, **tree | {"notes": tuple(tree["notes"])})
         size = data_path(folder, scene).stat().st_size
     # another version may have written other keys
     except (FileNotFoundError, ValueError, TypeError, KeyError):

@@ -24,6 +24,8 @@ _E = math.sqrt(_E2)
 _K0 = math.cos(math.radians(30)) / math.sqrt(1 - _E2 * math.sin(math.radians(30)) ** 2)
 """Standard parallel of 30 degrees, as EPSG:6933."""
 HALF_WORLD_M = _A_M * _K0 * math.pi
+MOSTLY = 0.5
+"""A tile of which another scene has given this share is a duplicate."""
 
 
 @dataclass(frozen=True)
@@ -72,27 +74,75 @@ Footprints = Callable[[Floats, Floats], tuple[Floats, Floats]]
 """Columns and rows of pixel corners [n] -> longitude and latitude [n], degrees."""
 
 
-def tiles(mask: NDArray[np.uint8], rule: TileRule) -> tuple[list[Tile], Counter[str]]:
-    """Lay tiles over a mask [y, x] of flags; returns those good enough, and how many were dropped by reason.
+@dataclass(frozen=True)
+class Choice:
+    """The tiles of a scene, and what became of every place one could lie."""
 
-    Reasons: `nodata`, or the flag that covers most of a tile that is not clear enough.
+    tiles: list[Tile]
+    """Kept, with their split, row by row."""
+    fates: NDArray[np.str_]
+    """[row, column] of the tile grid: the split, or the reason for dropping."""
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        """Number of tiles dropped, by reason."""
+        splits = {t.split for t in self.tiles}
+        counts = Counter(str(fate) for fate in self.fates.ravel())
+        return {reason: n for reason, n in sorted(counts.items()) if reason not in splits}
+
+
+def choose(
+    mask: NDArray[np.uint8],
+    rule: TileRule,
+    split_rule: SplitRule,
+    footprint: Footprints,
+    taken: NDArray[np.bool_] | None = None,
+) -> Choice:
+    """Choose among the tiles of a mask [y, x] of flags, and divide them between training and validation.
+
+    taken: [y / cell, x / cell], ground that another scene of the same acquisition has given already.
+    """
+    good, fates = tiles(mask, rule)
+    left = good if taken is None else _not_taken(good, taken, rule)
+    kept, between = split(left, split_rule, footprint)
+    named = [(t, t.split) for t in kept] + [(t, "buffer") for t in between]
+    places = {(t.row_px, t.column_px) for t in left}
+    named += [(t, "duplicate") for t in good if (t.row_px, t.column_px) not in places]
+    for tile, fate in named:
+        fates[tile.row_px // rule.step_px, tile.column_px // rule.step_px] = fate
+    return Choice(kept, fates)
+
+
+def _not_taken(good: list[Tile], taken: NDArray[np.bool_], rule: TileRule) -> list[Tile]:
+    """Return the tiles of which less than half is taken."""
+    # whole cells as pixels of one: the same sums serve
+    cells = replace(
+        rule, tile_px=rule.tile_px // rule.cell_px, step_px=rule.step_px // rule.cell_px, cell_px=1
+    )
+    shares = _window_shares(taken, cells)
+    return [t for t in good if shares[t.row_px // rule.step_px, t.column_px // rule.step_px] < MOSTLY]
+
+
+def tiles(mask: NDArray[np.uint8], rule: TileRule) -> tuple[list[Tile], NDArray[np.str_]]:
+    """Lay tiles over a mask [y, x] of flags; returns those good enough, and why each of the others is not.
+
+    Reasons, [row, column] of the tile grid: `nodata`, or the flag that covers most of a tile that is not clear
+    enough; empty for a good one.
     """
     # flag by flag, to tell why a tile is dropped
     bits = [f for f in Flag if f & rule.unclear_bits and f is not Flag.NODATA]
     valid = _window_shares((mask & Flag.NODATA) == 0, rule)
     clear = _window_shares((mask & int(rule.unclear_bits)) == 0, rule)
     covers = {str(f.name).lower(): _window_shares((mask & int(f)) != 0, rule) for f in bits}
-    kept, dropped = [], Counter[str]()
+    kept, reasons = [], np.zeros(valid.shape, "<U16")
     for i, j in np.ndindex(*valid.shape):
         cover = {name: float(shares[i, j]) for name, shares in covers.items()}
-        reason = _reason(float(valid[i, j]), float(clear[i, j]), cover, rule)
-        if reason:
-            dropped[reason] += 1
-        else:
+        reasons[i, j] = _reason(float(valid[i, j]), float(clear[i, j]), cover, rule)
+        if not reasons[i, j]:
             kept.append(
                 Tile(i * rule.step_px, j * rule.step_px, rule.tile_px, float(valid[i, j]), float(clear[i, j]))
             )
-    return kept, dropped
+    return kept, reasons
 
 
 def _reason(valid: float, clear: float, covers: dict[str, float], rule: TileRule) -> str:
@@ -112,6 +162,9 @@ def _window_shares(good: NDArray[np.bool_], rule: TileRule) -> Floats:
     counts = (
         good[: height * cell, : width * cell].reshape(height, cell, width, cell).sum((1, 3), dtype=np.int64)
     )
+    # a scene smaller than a tile holds none
+    if height * cell < rule.tile_px or width * cell < rule.tile_px:
+        return np.zeros((0, 0))
     table = np.zeros((height + 1, width + 1), np.int64)
     table[1:, 1:] = counts.cumsum(0).cumsum(1)
     side, step = rule.tile_px // cell, rule.step_px // cell
@@ -126,16 +179,16 @@ def _window_shares(good: NDArray[np.bool_], rule: TileRule) -> Floats:
     return shares
 
 
-def split(found: list[Tile], rule: SplitRule, footprint: Footprints) -> tuple[list[Tile], int]:
-    """Assign tiles to `train` or `val`; returns them and how many were dropped for lying between.
+def split(found: list[Tile], rule: SplitRule, footprint: Footprints) -> tuple[list[Tile], list[Tile]]:
+    """Assign tiles to `train` or `val`; returns them, and those dropped for lying between.
 
     A tile validates if it lies wholly on validation ground, and trains if it keeps `buffer_m` away from it.
     """
     # no projection is needed where there is nothing to divide
     if rule.val_share == 0 or not found:
-        return found, 0
-    assigned = [replace(t, split=s) for t, s in zip(found, _sides(found, rule, footprint), strict=True) if s]
-    return assigned, len(found) - len(assigned)
+        return found, []
+    sides = list(zip(found, _sides(found, rule, footprint), strict=True))
+    return [replace(t, split=s) for t, s in sides if s], [t for t, s in sides if not s]
 
 
 def _sides(found: list[Tile], rule: SplitRule, footprint: Footprints) -> Iterator[str]:

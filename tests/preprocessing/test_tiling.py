@@ -39,7 +39,7 @@ def test_shares_are_those_of_the_pixels(step):
         .astype(np.uint8)
     )
     kept, dropped = tiling.tiles(mask, rule(step_px=step, min_valid=0, min_clear=0))
-    assert not dropped
+    assert not dropped.any()
     assert [(t.row_px, t.column_px) for t in kept] == [
         (i, j) for i in range(0, 96 - 31, step) for j in range(0, 136 - 31, step)
     ]
@@ -58,11 +58,12 @@ def test_p08_tiles_are_dropped_and_counted_by_reason():
     mask[:, 96:128] = Flag.SNOW  # not excluded
     kept, dropped = tiling.tiles(mask, rule())
     assert [t.column_px for t in kept] == [96, 128]
-    assert dropped == {"nodata": 1, "cloud": 1, "shadow": 1}
+    assert dropped.tolist() == [["nodata", "cloud", "shadow", "", ""]]
 
 
 def test_a_scene_smaller_than_a_tile_gives_none():
-    assert tiling.tiles(np.zeros((20, 200), np.uint8), rule()) == ([], Counter())
+    kept, dropped = tiling.tiles(np.zeros((20, 200), np.uint8), rule())
+    assert (kept, dropped.size) == ([], 0)
 
 
 def test_keys_are_legal_and_short_for_the_longest_scene_name():
@@ -95,7 +96,7 @@ def test_stretch_is_what_a_metre_becomes(lat):
 
 def test_no_share_means_training_only():
     found = grid_of_tiles(3, 3)
-    assert tiling.split(found, SplitRule(0, 1000, 0, 0), around(10, 50)) == (found, 0)
+    assert tiling.split(found, SplitRule(0, 1000, 0, 0), around(10, 50)) == (found, [])
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -105,7 +106,7 @@ def test_training_tiles_keep_their_distance_from_validation_ground(seed, lat):
     chosen = SplitRule(0.3, 5_000, buffer_m, seed)
     kept, between = tiling.split(found, chosen, around(12, lat))
     sides = Counter(t.split for t in kept)
-    assert sides.total() + between == len(found)
+    assert sides.total() + len(between) == len(found)
     assert sides["train"]
     assert sides["val"]
     gaps = [
