@@ -5,7 +5,7 @@
                       │
  preprocessing/  archives -> Zarr -> shards       training/  shards -> weights -> scores
    simulate shard show verify (entries)             pretrain finetune compare (entries)
-   settings scenes readers/* radiometry             loop runs world guards engine checkpoint
+   settings scenes locations readers/* radiometry   loop runs world guards engine checkpoint
    grids resampling tiling cutting quality          data reader tokens masking model attention
    archive conventions packing spool assembly       schedule metrics tasks/*
    profiles

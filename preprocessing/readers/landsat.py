@@ -18,7 +18,7 @@ from pipeline.sensors import Sensor
 from preprocessing.readers.product import (
     Reader,
     Request,
-    find_folders,
+    find_products,
     labels_beside,
     list_members,
     missing_band,
@@ -48,15 +48,15 @@ _ASSIGNMENT = re.compile(r"^\s*(\w+)\s*=\s*(.*?)\s*$")
 
 
 def find(root: Path, sensor: Sensor) -> Sequence[Path]:
-    """List the product folders of a sensor's satellites at or below `root`."""
+    """List the product folders and tars of a sensor's satellites at or below `root`."""
     digits = _SENSOR_DIGITS[sensor.name]
 
-    def is_product(folder: Path, names: Collection[str]) -> bool:
+    def is_product(place: Path, names: Collection[str]) -> bool:
         # a folder without its MTL is still a product: it must be refused, not overlooked
-        matches = [_METADATA_NAME.fullmatch(name) for name in names] + [_PRODUCT_NAME.fullmatch(folder.name)]
+        matches = [_METADATA_NAME.fullmatch(name) for name in names] + [_PRODUCT_NAME.fullmatch(place.name)]
         return any(match and match[1] in digits for match in matches)
 
-    return find_folders(root, is_product)
+    return find_products(root, is_product)
 
 
 def open_scene(product: Path, request: Request) -> Scene:
@@ -228,7 +228,7 @@ _AGAIN = "Fetch the product again."
 READER = Reader(
     "landsat",
     ("landsat_oli", "landsat_tm"),
-    "Landsat Collection-2 product folders with `*_MTL.txt` and `*_SR_B*.TIF` (Level 2) or `*_B*.TIF` (Level 1)",
+    "Landsat Collection-2 product folders or `.tar` with `*_MTL.txt` and `*_SR_B*.TIF` (Level 2) or `*_B*.TIF` (Level 1)",
     find,
     open_scene,
 )

@@ -2,7 +2,7 @@
 
 A product's members are listed once as `relative name -> what rasterio opens`; readers pick from that list and
 never build a path from metadata, so a file name like `../x` in an XML cannot lead anywhere. A packed product
-(zip, tar) needs only another listing.
+(zip, tar) differs only in its listing.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from typing import Literal, TypeVar
 
 from pipeline.errors import MissingInputError, SceneError
 from pipeline.sensors import Sensor
+from preprocessing import locations
+from preprocessing.readers import packed
 from preprocessing.scenes import Scene
 
 Offset = Literal["auto", "applied"]
@@ -65,10 +67,24 @@ def find_folders(root: Path, is_product: Callable[[Path, Collection[str]], bool]
     is_product: gets a folder and the names in it.
     Raises `MissingInputError` where a folder cannot be listed: skipping it would lose scenes unseen.
     """
-    return sorted(_walk(root, is_product))
+    # asked about a packed product, which belongs to another reader
+    return [] if root.is_file() else sorted(_walk(root, is_product))
 
 
-def _walk(root: Path, is_product: Callable[[Path, Collection[str]], bool]) -> Iterator[Path]:
+def find_products(root: Path, is_product: Callable[[Path, Collection[str]], bool]) -> list[Path]:
+    """List the folders and the zip and tar archives at or below `root` that are products, sorted.
+
+    is_product: gets a folder or an archive, and the names in it, of an archive without their folders.
+    Raises `MissingInputError` where a folder cannot be listed: skipping it would lose scenes unseen.
+    """
+    if root.is_file():
+        return list(packed.find_archives(root, is_product))
+    return sorted(_walk(root, is_product, with_archives=True))
+
+
+def _walk(
+    root: Path, is_product: Callable[[Path, Collection[str]], bool], with_archives: bool = False
+) -> Iterator[Path]:
     seen: set[str] = set()
     for folder, below, files in os.walk(root, onerror=_unreadable, followlinks=True):
         real = os.path.realpath(folder)
@@ -81,6 +97,8 @@ def _walk(root: Path, is_product: Callable[[Path, Collection[str]], bool]) -> It
             # products hold thousands of files, and some hold others of the same name
             below.clear()
             yield Path(folder)
+        elif with_archives:
+            yield from packed.find_archives(Path(folder), is_product)
         # hidden folders hold trash, caches and what unfinished downloads left
         below[:] = [name for name in below if not name.startswith(".")]
 
@@ -92,7 +110,12 @@ def _unreadable(error: OSError) -> None:
 
 
 def list_members(product: Path) -> dict[str, str]:
-    """List a product's files as relative POSIX name -> what rasterio opens; hidden files are left out."""
+    """List a product's files as relative POSIX name -> what rasterio opens; hidden files are left out.
+
+    Raises `SceneError` for an archive that cannot be read or must not be.
+    """
+    if packed.is_packed(product):
+        return packed.list_packed(product)
     files = (p for p in product.rglob("*") if p.is_file())
     relative = {p.relative_to(product): p for p in files}
     # macOS leaves `._B02.jp2` beside `B02.jp2`: same ending, no image
@@ -105,9 +128,11 @@ def list_members(product: Path) -> dict[str, str]:
 
 def read_member(product: Path, name: str) -> bytes:
     """Return the bytes of one member; raises `SceneError` where it cannot be read."""
+    members = list_members(product) if packed.is_packed(product) else {name: str(product / name)}
     try:
-        return (product / name).read_bytes()
-    except OSError as error:
+        with locations.open_bytes(members[name]) as stream:
+            return stream.read()
+    except locations.UNREADABLE as error:
         raise SceneError(f"{product.name}: cannot read {name} ({error}). Fetch the product again.") from error
 
 
@@ -125,8 +150,9 @@ def scene_id(name: str) -> str:
 
 
 def product_name(product: Path) -> str:
-    """Return a product's name without the endings of its kind (`.SAFE`)."""
-    return re.sub(r"\.SAFE$", "", product.name, flags=re.IGNORECASE)
+    """Return a product's name without the endings of its kind: the same for X.SAFE, X.SAFE.zip, X.zip and X.tar."""
+    name = re.sub(r"\.(zip|tar|tar\.gz|tgz)$", "", product.name, flags=re.IGNORECASE)
+    return re.sub(r"\.SAFE$", "", name, flags=re.IGNORECASE)
 
 
 def raster_beside(product: Path) -> Path:

@@ -22,7 +22,7 @@ from preprocessing.readers.product import (
     Reader,
     Request,
     choose_gsd,
-    find_folders,
+    find_products,
     labels_beside,
     list_members,
     missing_band,
@@ -49,6 +49,7 @@ FIRST_BASELINE_WITH_OFFSET = 4.0
 NATIVE = 0.0
 """Pixel size of a file whose name has none (L1C: one file a band)."""
 
+_PRODUCT_NAME = re.compile(r".*\.SAFE(\.zip)?|S2[A-D]_MSIL(1C|2A)_.*\.zip", re.IGNORECASE)
 _LEVELS = {"MTD_MSIL2A.xml": "L2A", "MTD_MSIL1C.xml": "L1C"}
 _IMAGE_FILE = re.compile(r"(GRANULE/[^/]+/IMG_DATA)/(?:R\d+m/)?[^/]*_(B[0-9][0-9A]|SCL)(?:_(\d+)m)?\.jp2")
 _QUANTIFICATION = {
@@ -77,13 +78,13 @@ class Metadata:
 
 
 def find(root: Path, sensor: Sensor) -> Sequence[Path]:
-    """List the product folders at or below `root`, renamed ones too."""
-    return find_folders(root, _is_product)
+    """List the product folders and zips at or below `root`, renamed ones too."""
+    return find_products(root, _is_product)
 
 
-def _is_product(folder: Path, names: Collection[str]) -> bool:
+def _is_product(place: Path, names: Collection[str]) -> bool:
     # a .SAFE without its metadata is still a product: it must be refused, not overlooked
-    return folder.suffix.upper() == ".SAFE" or any(name in _LEVELS for name in names)
+    return bool(_PRODUCT_NAME.fullmatch(place.name)) or any(name in _LEVELS for name in names)
 
 
 def open_scene(product: Path, request: Request) -> Scene:
@@ -253,7 +254,7 @@ _AGAIN = "Fetch the product again."
 READER = Reader(
     "sentinel2",
     ("sentinel2",),
-    "Sentinel-2 `*.SAFE` folders with MTD_MSIL2A.xml or MTD_MSIL1C.xml",
+    "Sentinel-2 `*.SAFE` folders or `*.SAFE.zip` with MTD_MSIL2A.xml or MTD_MSIL1C.xml",
     find,
     open_scene,
 )

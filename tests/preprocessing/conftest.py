@@ -13,12 +13,22 @@ from preprocessing import shard
 from preprocessing.readers import Request
 from preprocessing.simulate import Simulation, simulate
 from preprocessing.simulation.landsat import LandsatOptions, write_landsat
+from preprocessing.simulation.packed import tar_product, zip_product
 from preprocessing.simulation.raster import write_tif
 from preprocessing.simulation.safe import SafeOptions, digital_numbers, write_safe
 from preprocessing.simulation.view import make_view
 
 SMALL_PX = 192
-KINDS = ("sentinel2-L2A", "sentinel2-L1C", "landsat-LC09", "landsat-LC08-L1TP", "landsat-LT05", "oscd")
+KINDS = (
+    "sentinel2-L2A",
+    "sentinel2-L1C",
+    "sentinel2-L2A-zip",
+    "landsat-LC09",
+    "landsat-LC08-L1TP",
+    "landsat-LT05",
+    "landsat-LC09-tar",
+    "oscd",
+)
 
 
 @pytest.fixture(scope="session")
@@ -49,6 +59,8 @@ MAKERS: dict[str, Callable[[Path], Path]] = {
     "landsat-LC09": lambda folder: write_landsat(folder, LandsatOptions(SMALL_PX)),
     "landsat-LC08-L1TP": lambda folder: write_landsat(folder, LandsatOptions(SMALL_PX, 1, "LC08", "L1TP")),
     "landsat-LT05": lambda folder: write_landsat(folder, LandsatOptions(SMALL_PX, 1, "LT05")),
+    "sentinel2-L2A-zip": lambda folder: zip_product(write_safe(folder, SafeOptions(SMALL_PX))),
+    "landsat-LC09-tar": lambda folder: tar_product(write_landsat(folder, LandsatOptions(SMALL_PX))),
     "oscd": write_oscd,
 }
 
@@ -68,7 +80,7 @@ def all_bands(kind: str) -> Request:
         if "LT05" in kind
         else "landsat_oli"
     )
-    without = {"B10"} if kind == "sentinel2-L2A" else set()
+    without = {"B10"} if "L2A" in kind else set()
     return Request(SENSORS[name], tuple(b.name for b in SENSORS[name].bands if b.name not in without))
 
 

@@ -13,7 +13,7 @@ import rasterio
 from pipeline.errors import ConfigError, MissingInputError, SceneError, UnknownNameError
 from pipeline.sensors import SENSORS
 from preprocessing.readers import READERS, Request, discover
-from preprocessing.readers.product import choose_gsd, scene_id
+from preprocessing.readers.product import choose_gsd, product_name, scene_id
 
 
 def open_kind(kind, **changes):
@@ -65,13 +65,25 @@ def test_p09_unknown_band_is_refused_with_the_nearest_name(kind, wrong):
         replace(kind.request, bands=("B3", wrong) if kind.reader == "landsat" else ("B03", wrong))
 
 
+def remove(product: Path, pattern: str) -> None:
+    """Take the files of a name pattern out of a product, packed or not."""
+    if product.is_dir():
+        for path in product.rglob(pattern):
+            path.unlink()
+        return
+    folder = product.parent / "unpacked"
+    shutil.unpack_archive(product, folder)
+    remove(folder, pattern)
+    kind = product.suffix[1:]
+    shutil.make_archive(str(product.with_suffix("")), kind, folder)
+
+
 def test_p04_missing_band_file_names_band_folder_and_what_is_there(kind, copied):
     product = copied(kind.name)
     scene = READERS[kind.reader].open(product, kind.request)
     band = scene.bands[2]
     pattern = {"sentinel2": f"*_{band.name}*.jp2"}.get(kind.reader, f"*_{band.name}.*")
-    for path in product.rglob(pattern):
-        path.unlink()
+    remove(product, pattern)
     with pytest.raises(
         SceneError, match=rf"no file of band {band.name} in .*there: B.*take {band.name} out"
     ) as caught:
@@ -84,7 +96,7 @@ def test_p04_missing_band_file_names_band_folder_and_what_is_there(kind, copied)
 
 def test_labels_are_the_land_cover_beside_the_product(kind, copied):
     product = copied(kind.name)
-    raster = product.parent / f"{product.name.removesuffix('.SAFE')}_landcover.tif"
+    raster = product.parent / f"{product_name(product)}_landcover.tif"
     raster.write_bytes(b"any raster")
     assert READERS[kind.reader].open(product, kind.request).labels == str(raster)
     raster.unlink()
@@ -127,7 +139,7 @@ def test_a_mixed_archive_gives_each_sensor_its_own_products(products, tmp_path):
         (tmp_path / name).symlink_to(product.parent, target_is_directory=True)
     bands = {"sentinel2": ("B02",), "landsat_oli": ("B2",), "landsat_tm": ("B2",)}
     found = {s: discover(tmp_path, Request(SENSORS[s], b)) for s, b in bands.items()}
-    assert {s: len(f) for s, f in found.items()} == {"sentinel2": 4, "landsat_oli": 2, "landsat_tm": 1}
+    assert {s: len(f) for s, f in found.items()} == {"sentinel2": 5, "landsat_oli": 3, "landsat_tm": 1}
     assert found["sentinel2"] == sorted(found["sentinel2"], key=lambda pair: pair[1])
 
 
