@@ -21,7 +21,7 @@ from pipeline.errors import SceneError
 from pipeline.sample import NODATA, SCALE, Flag
 from preprocessing import grids, resampling
 from preprocessing.grids import Grid
-from preprocessing.scenes import BandSource, MaskSource, Scene
+from preprocessing.scenes import BandSource, Scene
 
 LOW, HIGH = -32767, 32767
 """Stored range; beyond it a value is clipped, above it also flagged as saturated."""
@@ -68,15 +68,16 @@ def lay_out(scene: Scene, gsd_m: float | None, crs: str | None) -> Layout:
     """
     # quality layers too: a mask of other ground would mark the wrong pixels
     images = (*scene.bands, *scene.after)
-    paths = [b.path for b in images] + [m.path for m in scene.masks]
+    paths = [b.path for b in images] + [m.path for m in scene.masks if not m.polygons]
     # once a file: the layers of one file have one grid
     own = {path: grids.read_grid(path, gsd_m) for path, gsd_m in _grids_wanted(scene).items()}
     found = [own[p] for p in paths]
     grids.check_together(paths, found)
     bands, after = found[: len(scene.bands)], found[len(scene.bands) : len(images)]
-    masks = found[len(images) :]
     # by area: real pixels are not always square
     finest = min(bands, key=lambda g: abs(g.transform.a * g.transform.e))
+    # polygons have no pixels of their own
+    masks = [finest if m.polygons else own[m.path] for m in scene.masks]
     target = grids.choose(finest, gsd_m, crs)
     for band, grid in zip(scene.bands, bands, strict=True):
         grids.check_upsampling(band.name, grid, target)
@@ -85,22 +86,23 @@ def lay_out(scene: Scene, gsd_m: float | None, crs: str | None) -> Layout:
 
 def _grids_wanted(scene: Scene) -> dict[str, float | None]:
     """Return the files of a scene, each with the pixel size to take where it says none."""
-    masks: dict[str, float | None] = {m.path: None for m in scene.masks}
+    masks: dict[str, float | None] = {m.path: None for m in scene.masks if not m.polygons}
     return masks | {b.path: b.gsd_m for b in (*scene.bands, *scene.after)}
 
 
-def read_numbers(path: str, empty: float, layer: int = 1) -> NDArray[Any]:
-    """Read a layer of a raster whole, [y, x] in its own type.
+def read_numbers(path: str, empty: float, layer: int | tuple[int, ...] = 1) -> NDArray[Any]:
+    """Read a layer of a raster whole, [y, x] in its own type; several layers of one type as [layer, y, x].
 
     Raises `SceneError` naming a file that cannot be decoded to its end.
     """
     try:
         with rasterio.Env(**GDAL_SETTINGS), grids.opened(path) as source:
             # codes of 8 bits use every value, so only 16 bits have room for a sentinel
-            kind = source.dtypes[layer - 1]
+            several = layer if isinstance(layer, tuple) else (layer,)
+            kind = source.dtypes[max(several) - 1]
             wide = kind == "uint16"
-            buffer = np.full(source.shape, UNREAD if wide else empty, kind)
-            source.read(layer, out=buffer)
+            buffer = np.full((len(several), *source.shape), UNREAD if wide else empty, kind)
+            source.read(several, out=buffer)
     except IndexError as error:
         raise SceneError(f"{path} has no layer {layer}; compare the settings with the file.") from error
     except (RasterioError, MemoryError) as error:
@@ -112,7 +114,7 @@ def read_numbers(path: str, empty: float, layer: int = 1) -> NDArray[Any]:
         raise SceneError(
             f"{path}: {unread} pixels were never decoded; the file is damaged: fetch the product again."
         )
-    return buffer
+    return buffer if isinstance(layer, tuple) else buffer[0]
 
 
 def to_units(band: BandSource, numbers: NDArray[Any]) -> NDArray[np.float64]:
@@ -218,38 +220,6 @@ def _resampled(band: BandSource, numbers: NDArray[Any], grid: Grid, target: Grid
         pixels[rows], too_large = round_units(part)
         saturated[rows] |= too_large
     return BandImage(band.name, pixels, saturated)
-
-
-def mask_flags(mask: MaskSource, grid: Grid, target: Grid) -> NDArray[np.uint8]:
-    """Read a quality layer onto the target grid as mask flags, uint8 [y, x].
-
-    Nearest, but for saturation, which marks every pixel that bilinear resampling would carry it to.
-    Raises `SceneError` where the layer holds no class codes or bit fields.
-    """
-    codes = read_numbers(mask.path, 0)
-    if not np.issubdtype(codes.dtype, np.integer):
-        raise SceneError(f"{mask.path} holds {codes.dtype}, not class codes or bit fields.")
-    # all codes through a table: one pass, whatever the number of classes
-    size = np.iinfo(codes.dtype).max + 1
-    if size > 1 << 16:
-        raise SceneError(f"{mask.path} holds {codes.dtype}; quality layers have 8 or 16 bits.")
-    source = flag_table(mask, size)[codes]
-    flags = resampling.nearest(source, grid, target)
-    # the bands it speaks of are resampled with their neighbours
-    saturated = (source & np.uint8(Flag.SATURATED)) != 0
-    flags[resampling.touched(saturated, grid, target, Resampling.bilinear)] |= np.uint8(Flag.SATURATED)
-    return flags
-
-
-def flag_table(mask: MaskSource, size: int) -> NDArray[np.uint8]:
-    """Return the flags of every code below `size`, uint8 [code]."""
-    table = np.zeros(size, np.uint8)
-    for code, flag in mask.classes.items():
-        table[code] |= np.uint8(flag)
-    numbers = np.arange(size)
-    for bit, flag in mask.bits.items():
-        table[(numbers >> bit & 1).astype(bool)] |= np.uint8(flag)
-    return table
 
 
 def add_band_flags(mask: NDArray[np.uint8], image: BandImage) -> None:

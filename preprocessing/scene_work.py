@@ -14,7 +14,18 @@ from numpy.typing import NDArray
 
 from pipeline.errors import SceneError
 from pipeline.indices import index
-from preprocessing import archive, cutting, grids, kernel, locations, quality, radiometry, resampling, spool
+from preprocessing import (
+    archive,
+    cutting,
+    grids,
+    kernel,
+    locations,
+    masks,
+    quality,
+    radiometry,
+    resampling,
+    spool,
+)
 from preprocessing.archive import SceneHeader, SceneWriter, StoredScene
 from preprocessing.grids import Box, Grid
 from preprocessing.profiles import profile
@@ -161,7 +172,7 @@ def _store_pixels(job: SceneJob, folder: Path) -> SceneWriter:
     # one band in memory at a time; the mask collects what each says
     mask = np.zeros(layout.target.shape_px, np.uint8)
     for source, grid in zip(scene.masks, layout.masks, strict=True):
-        mask |= radiometry.mask_flags(source, grid, layout.target)
+        mask |= masks.mask_flags(source, grid, layout.target)
     for number, image in enumerate(radiometry.band_images(layout, config.resampling)):
         writer.array("reflectance")[number] = image.pixels
         radiometry.add_band_flags(mask, image)

@@ -32,13 +32,19 @@ class BandSource:
 
 @dataclass(frozen=True)
 class MaskSource:
-    """A quality layer: a file of class codes or of bit fields, mapped to mask flags."""
+    """A quality layer mapped to mask flags: class codes, bit fields, a layer for each class, or polygons."""
 
     path: str
     classes: dict[int, Flag] = field(default_factory=dict)
     """Class code -> flags (Sentinel-2 SCL)."""
     bits: dict[int, Flag] = field(default_factory=dict)
     """Bit number -> flags (Landsat QA_PIXEL, QA_RADSAT)."""
+    layers: tuple[Flag, ...] = ()
+    """Flags of each layer of the file, where it is not 0 (Sentinel-2 MSK_CLASSI)."""
+    polygons: dict[str, Flag] = field(default_factory=dict)
+    """Kind of polygon -> flags, in a GML file (Sentinel-2 MSK_CLOUDS)."""
+    grow_nodata_px: int = 0
+    """Nodata is widened by this many pixels of the layer."""
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,11 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from xml.etree.ElementTree import Element, ParseError  # types only: defusedxml does the parsing
-
-import defusedxml.ElementTree
-from defusedxml import DefusedXmlException
 
 from pipeline.errors import SceneError
 from pipeline.sample import Flag
 from pipeline.sensors import Sensor
+from preprocessing import markup
 from preprocessing.readers.product import (
     Reader,
     Request,
@@ -116,49 +113,34 @@ def read_metadata(product: Path, members: Collection[str]) -> Metadata:
     if name is None:
         raise SceneError(f"{product}: neither {' nor '.join(_LEVELS)} is there. {_AGAIN}")
     level, where = _LEVELS[name], f"{product.name}/{name}"
-    tree = _parse(read_member(product, name), where)
+    tree = markup.parse(read_member(product, name), where)
     special = {
-        _text(v, "SPECIAL_VALUE_TEXT"): _text(v, "SPECIAL_VALUE_INDEX") for v in tree.iter("Special_Values")
+        markup.text(v, "SPECIAL_VALUE_TEXT"): markup.text(v, "SPECIAL_VALUE_INDEX")
+        for v in tree.iter("Special_Values")
     }
     saturated = special.get("SATURATED")
     return Metadata(
         level=level,
-        baseline=_text(tree, "PROCESSING_BASELINE") or "unknown",
-        acquired=_text(tree, "PRODUCT_START_TIME") or "",
+        baseline=markup.text(tree, "PROCESSING_BASELINE") or "unknown",
+        acquired=markup.text(tree, "PRODUCT_START_TIME") or "",
         quantification=_quantification(tree, level, where),
         offsets=_offsets(tree, _OFFSET[level], where),
         nodata_dn=int(number(special.get("NODATA") or "0", "NODATA", where)),
         saturated_dn=int(number(saturated, "SATURATED", where)) if saturated else None,
-        cloud_share=share(_text(tree, "Cloud_Coverage_Assessment"), "Cloud_Coverage_Assessment", where),
-        generated=_text(tree, "GENERATION_TIME") or "",
+        cloud_share=share(markup.text(tree, "Cloud_Coverage_Assessment"), "Cloud_Coverage_Assessment", where),
+        generated=markup.text(tree, "GENERATION_TIME") or "",
     )
 
 
-def _parse(data: bytes, where: str) -> Element:
-    # no product needs a DTD, so none is allowed: that closes expansion and external entities at once
-    try:
-        tree: Element = defusedxml.ElementTree.fromstring(data, forbid_dtd=True)
-    except DefusedXmlException as error:
-        raise SceneError(f"{where}: refused, it declares a DTD or entities ({error!r}). {_AGAIN}") from error
-    except (ParseError, ValueError) as error:
-        raise SceneError(f"{where}: not well-formed XML ({error}). {_AGAIN}") from error
-    return tree
-
-
-def _text(tree: Element, tag: str) -> str | None:
-    found = next(tree.iter(tag), None)
-    return found.text.strip() if found is not None and found.text else None
-
-
-def _quantification(tree: Element, level: str, where: str) -> float:
-    text = next(filter(None, (_text(tree, tag) for tag in _QUANTIFICATION[level])), None)
+def _quantification(tree: markup.Element, level: str, where: str) -> float:
+    text = next(filter(None, (markup.text(tree, tag) for tag in _QUANTIFICATION[level])), None)
     value = number(text, _QUANTIFICATION[level][0], where)
     if not value > 0:
         raise SceneError(f"{where}: {_QUANTIFICATION[level][0]} is {value}, it must be positive. {_AGAIN}")
     return value
 
 
-def _offsets(tree: Element, tag: str, where: str) -> dict[str, float]:
+def _offsets(tree: markup.Element, tag: str, where: str) -> dict[str, float]:
     found: dict[str, float] = {}
     # the list may be in any order and the values may differ by band
     for element in tree.iter(tag):

@@ -9,7 +9,7 @@ from rasterio.crs import CRS
 from pipeline.errors import SceneError
 from pipeline.sample import NODATA, Flag
 from pipeline.sensors import SENSORS
-from preprocessing import radiometry
+from preprocessing import masks, radiometry
 from preprocessing.grids import Grid
 from preprocessing.readers import READERS, Request
 from preprocessing.scenes import BandSource, MaskSource, Scene
@@ -143,7 +143,7 @@ def test_saturation_in_a_quality_layer_marks_what_its_band_becomes(tif):
     )
     layout = radiometry.lay_out(one, 20, None)
     image = next(radiometry.band_images(layout, "bilinear"))
-    flags = radiometry.mask_flags(one.masks[0], layout.masks[0], layout.target)
+    flags = masks.mask_flags(one.masks[0], layout.masks[0], layout.target)
     np.testing.assert_array_equal(flags == Flag.SATURATED, image.pixels != 2000)
     assert (flags == Flag.SATURATED).sum() > 1
 
@@ -169,15 +169,13 @@ def test_class_codes_become_flags_by_nearest(tif):
     path = tif("scl.tif", np.array([[9, 4], [1, 0]], np.uint8), 20)
     target = Grid(UTM, Affine(10, 0, 0, 0, -10, 0), 4, 4)
     own = Grid(UTM, Affine(20, 0, 0, 0, -20, 0), 2, 2)
-    flags = radiometry.mask_flags(MaskSource(path, classes=classes), own, target)
+    flags = masks.mask_flags(MaskSource(path, classes=classes), own, target)
     assert flags[0].tolist() == [4, 4, 0, 0]
     assert flags[3].tolist() == [2, 2, 3, 1]
 
 
 def test_bit_fields_become_flags_together():
-    table = radiometry.flag_table(
-        MaskSource("qa", bits={0: Flag.NODATA, 3: Flag.CLOUD, 5: Flag.SNOW}), 1 << 16
-    )
+    table = masks.flag_table(MaskSource("qa", bits={0: Flag.NODATA, 3: Flag.CLOUD, 5: Flag.SNOW}), 1 << 16)
     assert table[1] == Flag.NODATA  # Landsat's fill is the value 1
     assert table[0b101000] == Flag.CLOUD | Flag.SNOW
     assert table[0b10110] == 0
@@ -187,7 +185,7 @@ def test_a_quality_layer_of_floats_is_refused(tif):
     path = tif("qa.tif", np.zeros((4, 4), np.float32))
     own = Grid(UTM, Affine(10, 0, 0, 0, -10, 0), 4, 4)
     with pytest.raises(SceneError, match=r"qa\.tif holds float32"):
-        radiometry.mask_flags(MaskSource(path), own, own)
+        masks.mask_flags(MaskSource(path), own, own)
 
 
 def test_band_flags_join_the_mask():
