@@ -6,9 +6,9 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from pipeline.config import Config
 from pipeline.contract import BandStatistics, DataContract
@@ -16,6 +16,7 @@ from pipeline.errors import ContractError, CorruptDataError, MissingInputError
 
 FORMAT_VERSION = 1
 NAME = "manifest.json"
+SplitBy = Literal["ground", "set", "scene"]
 
 
 class Shard(Config):
@@ -50,6 +51,17 @@ class SceneRecord(Config):
     """What a person should know (a fallback band, an offset found applied)."""
 
 
+class SplitRecord(Config):
+    """Who divided the samples into splits."""
+
+    by: SplitBy = "ground"
+    """`ground`: by place; `set`: the set's own lists, its official split; `scene`: a draw, no official split."""
+    seed: int = 0
+    """Of the division by ground or the draw."""
+    files: dict[str, str] = Field(default_factory=dict)
+    """Lists that decided: file name -> SHA-256."""
+
+
 class Manifest(Config):
     """Everything a reader of a shard set needs to know."""
 
@@ -65,6 +77,8 @@ class Manifest(Config):
     """Shards by split (`train`, `val`)."""
     scenes: tuple[SceneRecord, ...]
     """Where the samples come from."""
+    split: SplitRecord = SplitRecord()
+    """Who divided the samples."""
     settings: dict[str, Any]
     """The configuration that made the set."""
     code_version: str

@@ -12,6 +12,7 @@ from pipeline.contract import BandContract, BandStatistics, DataContract
 from pipeline.manifest import Manifest, SceneRecord, Shard
 from preprocessing import settings
 from preprocessing.settings import ShardConfig
+from preprocessing.splits import record as record_split
 from preprocessing.spool import Spool
 
 LAPTOP = "configs/pretrain/laptop.yaml"
@@ -32,6 +33,7 @@ def manifest(
         contract=contract(request, spools),
         statistics=statistics,
         splits=splits,
+        split=record_split(request.split, request.labels.table if request.labels else None),
         scenes=tuple(record(s) for s in spools),
         # without paths: the same run elsewhere must give the same bytes
         settings=settings.comparable(request),
@@ -75,6 +77,8 @@ def contract(request: ShardConfig, spools: Sequence[Spool]) -> DataContract:
         resampling=request.resampling,
         clear_excludes=request.clear_excludes,
         classes=request.labels.classes if request.labels else (),
+        label_kind=request.labels.kind if request.labels else "class",
+        dates=2 if any(s.dates == 2 for s in spools) else 1,
     )
 
 

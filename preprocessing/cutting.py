@@ -4,29 +4,40 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.sample import Sample
-from preprocessing import quality, tiling
+from pipeline.errors import SceneError
+from pipeline.sample import Label, Sample
+from preprocessing import labelling, quality, tiling
 from preprocessing.archive import StoredScene
 from preprocessing.grids import Box, Grid
 from preprocessing.quality import Histogram
+from preprocessing.scenes import Given
 from preprocessing.settings import ShardConfig
 from preprocessing.tiling import Choice, SplitRule, Tile, TileRule
 
+NOTHING_GIVEN = Given()
+UNLISTED = "unlisted"
+"""Why a tile is dropped whose scene no list of its set has."""
 STRIP_PX = 1024
 """Rows of a scene held at a time, rounded to whole tiles."""
 
 
 def choose_tiles(
-    config: ShardConfig, mask: NDArray[np.uint8], grid: Grid, taken: Sequence[Box] = ()
+    config: ShardConfig,
+    mask: NDArray[np.uint8],
+    grid: Grid,
+    known: tuple[Given, Sequence[Box]] = (NOTHING_GIVEN, ()),
 ) -> Choice:
     """Return the tiles of a mask of flags [y, x] to keep, with their split, and what became of the others.
 
-    taken: ground that another scene of the same acquisition gave, as boxes in the grid's CRS.
+    known: what the set says of the scene, and ground that another scene of the same acquisition gave, as boxes in
+    the grid's CRS. Raises `SceneError` where ground is to decide and the scene has no place on Earth.
     """
+    given, taken = known
     rule = TileRule(
         config.tile_px,
         config.step_px,
@@ -36,26 +47,48 @@ def choose_tiles(
         config.unclear_bits,
     )
     covered = grid.covered(taken, config.cell_px) if taken else None
-    return tiling.choose(mask, rule, SplitRule(**config.split.model_dump()), grid.lonlat, covered)
+    by_ground = config.split.by == "ground"
+    if by_ground and config.split.val_share and not grid.is_placed:
+        raise SceneError(
+            "an image without a place on Earth cannot be divided by ground: set `split.by` to `set`, with the lists of"
+            " the set in `split.files`, or to `scene`."
+        )
+    ground = SplitRule(
+        config.split.val_share if by_ground else 0.0,
+        config.split.block_m,
+        config.split.buffer_m,
+        config.split.seed,
+    )
+    chosen = tiling.choose(mask, rule, ground, grid.lonlat, covered)
+    return chosen if by_ground else _given_to(given.split, chosen)
 
 
-def strips(stored: StoredScene, config: ShardConfig, tiles: list[Tile]) -> Iterator[Strip]:
+def _given_to(split: str, chosen: Choice) -> Choice:
+    """Return the choice with all its tiles in one split, or dropped where the set's lists do not have the scene."""
+    fates = np.where(chosen.fates == "train", split or UNLISTED, chosen.fates)
+    return Choice([replace(tile, split=split) for tile in chosen.tiles if split], fates)
+
+
+def strips(
+    stored: StoredScene, config: ShardConfig, tiles: list[Tile], given: Given = NOTHING_GIVEN
+) -> Iterator[Strip]:
     """Read a stored scene in strips of several rows of tiles."""
     # chunks span rows of tiles: row by row each would be decoded again
     per_strip = max(STRIP_PX // config.step_px, 1) * config.step_px
     for _, group in itertools.groupby(tiles, key=lambda t: t.row_px // per_strip):
-        yield Strip(stored, config, list(group))
+        yield Strip(stored, config, list(group), given)
 
 
 class Strip:
     """Some rows of a scene, in memory, with the tiles that lie in them."""
 
-    def __init__(self, stored: StoredScene, config: ShardConfig, tiles: list[Tile]) -> None:
+    def __init__(self, stored: StoredScene, config: ShardConfig, tiles: list[Tile], given: Given) -> None:
         top, end, cell = tiles[0].row_px, tiles[-1].row_px + config.tile_px, config.cell_px
         rows = slice(top, end)
         self.tiles = tiles
-        self._scene, self._config, self._top_px = stored.header, config, top
+        self._scene, self._config, self._top_px, self._given = stored.header, config, top, given
         self._pixels = stored.read("reflectance", slice(None), rows)
+        self._after = stored.read("after", slice(None), rows) if stored.header.dates == 2 else None
         self._mask = stored.read("mask", rows)
         self._cells = stored.read("cells", slice(None), slice(top // cell, end // cell))
         # a set may mix scenes with and without labels
@@ -74,6 +107,8 @@ class Strip:
         # over the strip and not over tiles: every call costs all 65 536 values of a band
         for at_least in range(1, int(times.max()) + 1):
             quality.count(histogram, self._pixels, times >= at_least)
+            if self._after is not None:
+                quality.count(histogram, self._after, times >= at_least)
 
     def sample(self, tile: Tile) -> Sample:
         """Cut one tile out."""
@@ -86,6 +121,7 @@ class Strip:
             cells=self._cells[:, cell_rows, cell_columns],
             info=self._info(tile),
             label=self._label(rows, columns),
+            after=None if self._after is None else self._after[:, rows, columns],
         )
 
     def _window(self, tile: Tile, unit_px: int) -> tuple[slice, slice]:
@@ -97,20 +133,19 @@ class Strip:
             slice(left // unit_px, (left + size) // unit_px),
         )
 
-    def _label(self, rows: slice, columns: slice) -> int | None:
-        wanted = self._config.labels
-        if wanted is None or self._labels is None:
+    def _label(self, rows: slice, columns: slice) -> Label | None:
+        wanted, given = self._config.labels, self._given.classes
+        if wanted is None:
             return None
-        part = self._labels[rows, columns]
-        # codes beyond the list, and unlabelled pixels, win nothing
-        counts = np.bincount(part.ravel(), minlength=256)[: len(wanted.classes)]
-        best = int(counts.argmax())
-        return best if counts[best] >= wanted.min_share * part.size else None
+        if given is not None:
+            return labelling.of_scene(given, wanted)
+        return None if self._labels is None else labelling.of_pixels(self._labels[rows, columns], wanted)
 
     def _info(self, tile: Tile) -> dict[str, object]:
         scene = self._scene
         grid = scene.grid
         t = grid.transform
+        placed = grid.is_placed
         lon, lat = tiling.corners([tile], grid.lonlat)
         # a code is short; the WKT only where there is none
         epsg = grid.crs.to_epsg()
@@ -121,9 +156,11 @@ class Strip:
             "acquired": scene.acquired,
             "sensor": scene.sensor,
             "level": scene.level,
-            "crs": f"EPSG:{epsg}" if epsg else grid.crs.to_wkt(),
+            "crs": (f"EPSG:{epsg}" if epsg else grid.crs.to_wkt()) if placed else None,
             "transform": [t.a, 0.0, t.c + t.a * tile.column_px, 0.0, t.e, t.f + t.e * tile.row_px],
-            "bounds_lonlat": [float(lon.min()), float(lat.min()), float(lon.max()), float(lat.max())],
+            "bounds_lonlat": [float(v) for v in (lon.min(), lat.min(), lon.max(), lat.max())]
+            if placed
+            else None,
             "valid_share": tile.valid_share,
             "clear_share": tile.clear_share,
         }

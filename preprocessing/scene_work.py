@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ from preprocessing import (
     cutting,
     grids,
     kernel,
+    labelling,
     locations,
     masks,
     quality,
@@ -28,6 +30,7 @@ from preprocessing import (
 )
 from preprocessing.archive import SceneHeader, SceneWriter, StoredScene
 from preprocessing.grids import Box, Grid
+from preprocessing.labelling import LabelConfig
 from preprocessing.profiles import profile
 from preprocessing.quality import Rejection
 from preprocessing.scenes import Scene
@@ -37,6 +40,8 @@ from preprocessing.spool import Spool, SpoolWriter
 STRIP_PX = 1024
 """Rows of a scene held at a time, rounded to whole cells."""
 WORK_FOLDER = "work"
+LISTS: Any = {"split": {"files", "groups"}, "labels": {"table"}}
+"""Keys that name lists and tables of a set."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,8 @@ class SceneJob:
         scene = self.scene
         # a raster that nobody asks for may come and go
         labels = scene.labels if self.config.labels else None
-        files = [b.path for b in scene.bands] + [m.path for m in scene.masks] + [labels or ""]
+        images = [band.path for band in (*scene.bands, *scene.after)]
+        files = images + [mask.path for mask in scene.masks] + [labels or ""]
         said = replace(
             scene,
             # names without folders: an archive that was moved is still the same
@@ -75,6 +81,9 @@ class SceneJob:
             bands=tuple(replace(b, path=Path(b.path).name) for b in scene.bands),
             masks=tuple(replace(m, path=Path(m.path).name) for m in scene.masks),
             labels=labels and Path(labels).name,
+            after=tuple(replace(b, path=Path(b.path).name) for b in scene.after),
+            # which split it goes to changes no pixel
+            given=replace(scene.given, split=""),
         )
         return digest([asdict(said), [_size_and_time(locations.file_on_disk(f)) for f in files]])
 
@@ -83,7 +92,7 @@ class SceneJob:
         keys = {"sensor", "bands", "gsd_m", "crs", "offset", "resampling", "labels"}
         tree = self.config.model_dump(mode="json", include=keys)
         # only what decides stored numbers: class names and shares do not
-        tree["labels"] = tree["labels"] and tree["labels"]["first_code"]
+        tree["labels"] = tree["labels"] and [tree["labels"]["first_code"], tree["labels"]["codes"]]
         return digest([archive.FORMAT_VERSION, self.source_digest, tree])
 
     def cell_digest(self) -> str:
@@ -98,7 +107,9 @@ class SceneJob:
     def sample_digest(self) -> str:
         """Identify everything that decides the samples."""
         keys = {"tile_px", "stride_px", "min_valid", "min_clear", "split", "labels", "codec"}
-        return digest([self.cell_digest(), self.config.model_dump(mode="json", include=keys), self.taken])
+        # what lists say of this scene, not where they lie
+        tree = self.config.model_dump(mode="json", include=keys, exclude=LISTS)
+        return digest([self.cell_digest(), tree, self.scene.given.split, self.taken])
 
 
 def _size_and_time(path: Path) -> tuple[int, int]:
@@ -123,7 +134,7 @@ def work(job: SceneJob) -> Spool | Rejection:
         return made
     # returned, not raised: one bad scene must not end the others
     except SceneError as error:
-        return Rejection(str(job.scene.location), str(error))
+        return Rejection(str(job.scene.location), str(error), job.sample_digest())
 
 
 def store_scene(job: SceneJob) -> None:
@@ -160,6 +171,7 @@ def _header(job: SceneJob, grid: Grid) -> SceneHeader:
         notes=(*scene.notes, *job.config.fallbacks()),
         licence=scene.licence,
         source=scene.location.name,
+        dates=2 if scene.after else 1,
     )
 
 
@@ -173,25 +185,23 @@ def _store_pixels(job: SceneJob, folder: Path) -> SceneWriter:
     mask = np.zeros(layout.target.shape_px, np.uint8)
     for source, grid in zip(scene.masks, layout.masks, strict=True):
         mask |= masks.mask_flags(source, grid, layout.target)
-    for number, image in enumerate(radiometry.band_images(layout, config.resampling)):
-        writer.array("reflectance")[number] = image.pixels
-        radiometry.add_band_flags(mask, image)
+    for array, date in layout.dates():
+        for number, image in enumerate(radiometry.band_images(date, config.resampling)):
+            writer.array(array)[number] = image.pixels
+            radiometry.add_band_flags(mask, image)
     writer.array("mask")[...] = mask
     if scene.labels and config.labels:
-        writer.write_labels(_labels(layout, scene.labels, config.labels.first_code))
+        writer.write_labels(_labels(layout, scene.labels, config.labels))
     return writer
 
 
-def _labels(layout: radiometry.Layout, path: str, first_code: int) -> NDArray[np.uint8]:
-    """Return class numbers [y, x] on the scene's grid; codes before the first become `NO_LABEL`."""
-    own = grids.read_grid(path)
+def _labels(layout: radiometry.Layout, path: str, wanted: LabelConfig) -> NDArray[np.uint8]:
+    """Return class numbers [y, x] on the scene's grid."""
+    own = grids.read_label_grid(path, layout.bands)
     # clamped edges would spread a raster of other ground over the scene
     grids.check_together([layout.scene.bands[0].path, path], [layout.bands[0], own])
-    codes = resampling.nearest(radiometry.read_numbers(path, 0), own, layout.target).astype(np.int64)
-    # signed: unsigned codes below the first would wrap to large classes
-    numbers = codes - first_code
-    outside = (numbers < 0) | (numbers >= archive.NO_LABEL)
-    return np.where(outside, archive.NO_LABEL, numbers).astype(np.uint8)
+    codes = radiometry.read_numbers(path, 0, layout.scene.label_layer)
+    return labelling.numbers(resampling.nearest(codes, own, layout.target), wanted)
 
 
 def _cells(writer: SceneWriter, config: ShardConfig) -> NDArray[np.float32]:
@@ -215,10 +225,11 @@ def _cells(writer: SceneWriter, config: ShardConfig) -> NDArray[np.float32]:
 def write_samples(job: SceneJob, stored: StoredScene) -> Spool:
     """Cut a stored scene into tiles and encode them."""
     mask = stored.read("mask")
-    chosen = cutting.choose_tiles(job.config, mask, stored.header.grid, job.taken)
+    given = job.scene.given
+    chosen = cutting.choose_tiles(job.config, mask, stored.header.grid, (given, job.taken))
     writer = SpoolWriter(job.folder, job.scene.id)
     histogram = quality.empty_histogram(len(job.config.bands))
-    for strip in cutting.strips(stored, job.config, chosen.tiles):
+    for strip in cutting.strips(stored, job.config, chosen.tiles, given):
         strip.count(histogram)
         for tile in strip.tiles:
             writer.add(strip.sample(tile), tile.split, job.config.codec)
@@ -234,6 +245,7 @@ def write_samples(job: SceneJob, stored: StoredScene) -> Spool:
         notes=header.notes,
         dropped=chosen.dropped,
         segments=tuple(writer.segments),
+        dates=header.dates,
         profile=profile(
             stored, mask, chosen, (job.config.tile_px, job.config.step_px), writer.index_counts.counts
         ),

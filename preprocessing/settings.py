@@ -21,6 +21,9 @@ from pipeline.errors import CorruptDataError, OutputError, did_you_mean
 from pipeline.indices import index
 from pipeline.sample import Codec, Flag
 from pipeline.sensors import Sensor, sensor
+from preprocessing.files import NO_BAND, FilesConfig
+from preprocessing.labelling import LabelConfig
+from preprocessing.splits import SplitConfig
 
 NAME = "settings.json"
 SOURCES = "sources.json"
@@ -48,30 +51,6 @@ ARRANGING_KEYS = (
 """Choose and arrange tiles: a change redoes what depends on them."""
 
 
-class SplitConfig(Config):
-    """How ground is divided between training and validation."""
-
-    val_share: float = Field(default=0.1, ge=0, lt=1)
-    """Share of ground blocks given to validation; 0 makes training tiles only."""
-    block_m: float = Field(default=10_000, gt=0)
-    """Side of a ground block on the global equal-area grid, in metres."""
-    buffer_m: float = Field(default=1_000, ge=0)
-    """Least distance between a training tile and validation ground, in metres."""
-    seed: int = 0
-    """Chooses which blocks validate."""
-
-
-class LabelConfig(Config):
-    """How a class raster beside the scenes labels tiles."""
-
-    classes: tuple[str, ...] = Field(min_length=1)
-    """Class names in the order of their numbers; the raster stores `first_code` for the first."""
-    first_code: int = Field(default=0, ge=0, le=255)
-    """Raster value of the first class; other values outside the list carry no label."""
-    min_share: float = Field(default=0.5, gt=0, le=1)
-    """Least share of a tile's pixels its commonest class needs to become the label."""
-
-
 class ShardConfig(Config):
     """Archives to shards: which scenes, onto which grid, which tiles, how packed."""
 
@@ -84,7 +63,9 @@ class ShardConfig(Config):
     sensor: str
     """Band table: a key of `pipeline.sensors.SENSORS`."""
     reader: str = "auto"
-    """Product family: a key of `preprocessing.readers.READERS`, or `auto` to try all of the sensor."""
+    """Product family: a key of `preprocessing.readers.READERS`, or `auto` to try all products of the sensor."""
+    files: FilesConfig | None = Field(default=None, validate_default=True)
+    """Of reader `geotiff`: where the images lie and what they do not say about themselves."""
     bands: tuple[str, ...] = Field(min_length=1)
     """Bands to store, by the sensor's names, in this order."""
     gsd_m: Literal["native"] | Annotated[float, Field(gt=0)] = "native"
@@ -110,9 +91,9 @@ class ShardConfig(Config):
     min_clear: float = Field(default=0.7, ge=0, le=1)
     """Least share of a tile's pixels that are valid and clear."""
     split: SplitConfig = SplitConfig()
-    """Training and validation by ground."""
+    """Training and validation."""
     labels: LabelConfig | None = None
-    """Labels from class rasters beside the scenes; none makes an unlabelled set."""
+    """Labels by the set or by class rasters; none makes an unlabelled set."""
     codec: Codec = "lz4"
     """Compression of samples: `lz4` reads faster, `zstd` is a tenth smaller."""
     shard_mb: float = Field(default=256, gt=0)
@@ -153,6 +134,17 @@ class ShardConfig(Config):
                 f"`{name}` has no metres; take a projected one, such as a UTM zone, or leave it out"
             )
         return str(crs.to_string())
+
+    @field_validator("files")
+    @classmethod
+    def _files_of_reader(cls, files: FilesConfig | None, earlier: ValidationInfo) -> FilesConfig | None:
+        if (earlier.data.get("reader") == "geotiff") != (files is not None):
+            raise ValueError(
+                "reader `geotiff` needs `files` (where the images lie), and no other reader takes it"
+            )
+        if files and "sensor" in earlier.data:
+            sensor(earlier.data["sensor"]).select([name for name in files.layers if name != NO_BAND])
+        return files
 
     # Each check belongs to the last of the keys it compares, in the order above: the message names that key.
     # All are made before any scene is opened: a misspelt band would otherwise reject them all.
@@ -249,9 +241,20 @@ def digest(tree: Any) -> str:
 
 
 def comparable(config: ShardConfig) -> dict[str, Any]:
-    """Return what decides the data, with the formats it is written in."""
+    """Return what decides the data, with the formats it is written in; lists stand by name and content."""
     tree = config.model_dump(mode="json", exclude=set(FREE_KEYS))
+    # not by path: the same lists elsewhere divide alike, and a changed list elsewhere must be seen
+    tree["split"]["files"] = {split: _known(path) for split, path in config.split.files.items()}
+    tree["split"]["groups"] = _known(config.split.groups)
+    if config.labels:
+        tree["labels"]["table"] = _known(config.labels.table)
     return tree | {"format_versions": {"manifest": manifest.FORMAT_VERSION, "sample": sample.FORMAT_VERSION}}
+
+
+def _known(path: Path | None) -> str | None:
+    if path is None:
+        return None
+    return f"{path.name} sha256:{manifest.sha256(path)}" if path.is_file() else path.name
 
 
 def write_sources(folder: Path, sources: dict[str, str]) -> None:

@@ -53,6 +53,8 @@ class Spool:
     notes: tuple[str, ...]
     dropped: dict[str, int]
     segments: tuple[Segment, ...]
+    dates: int = 1
+    """Images a sample holds."""
     profile: Profile = field(default_factory=Profile)
     """Where the scene lies and what it looks like, for the quality report."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.errors import ConfigError, MissingInputError, unknown
-from preprocessing.readers import landsat, oscd, sentinel2
+from preprocessing.readers import geotiff, landsat, oscd, sentinel2
 from preprocessing.readers.product import Reader, Request
 
 __all__ = ["READERS", "Reader", "Request", "discover"]
@@ -25,7 +25,7 @@ def discover(root: Path, request: Request, reader: str = "auto") -> list[tuple[R
     folder = root.expanduser().absolute()
     if not folder.exists():
         raise MissingInputError(f"there is no {root}. {_what_to_do(asked)}")
-    found = [(one, path) for one in asked for path in one.find(folder, request.sensor)]
+    found = [(one, path) for one in asked for path in one.find(folder, request)]
     if not found:
         raise MissingInputError(f"no {request.sensor.title} product at or below {root}. {_what_to_do(asked)}")
     return sorted(found, key=lambda pair: (pair[1], pair[0].name))
@@ -33,7 +33,7 @@ def discover(root: Path, request: Request, reader: str = "auto") -> list[tuple[R
 
 def _asked(request: Request, name: str) -> list[Reader]:
     if name == "auto":
-        return [reader for reader in READERS.values() if request.sensor.name in reader.sensors]
+        return [r for r in READERS.values() if r.automatic and request.sensor.name in r.sensors]
     if name not in READERS:
         raise unknown("reader", name, ["auto", *READERS])
     if request.sensor.name not in READERS[name].sensors:
@@ -52,4 +52,6 @@ def _what_to_do(asked: list[Reader]) -> str:
     )
 
 
-READERS: dict[str, Reader] = {r.name: r for r in (sentinel2.READER, landsat.READER, oscd.READER)}
+READERS: dict[str, Reader] = {
+    r.name: r for r in (sentinel2.READER, landsat.READER, oscd.READER, geotiff.READER)
+}

@@ -47,9 +47,9 @@ _METADATA_NAME = re.compile(r"L[COTE]0([4-9])_.*_MTL\.(?:txt|json)", re.IGNORECA
 _ASSIGNMENT = re.compile(r"^\s*(\w+)\s*=\s*(.*?)\s*$")
 
 
-def find(root: Path, sensor: Sensor) -> Sequence[Path]:
+def find(root: Path, request: Request) -> Sequence[Path]:
     """List the product folders and tars of a sensor's satellites at or below `root`."""
-    digits = _SENSOR_DIGITS[sensor.name]
+    digits = _SENSOR_DIGITS[request.sensor.name]
 
     def is_product(place: Path, names: Collection[str]) -> bool:
         # a folder without its MTL is still a product: it must be refused, not overlooked

@@ -11,7 +11,6 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from pipeline.errors import SceneError
-from pipeline.sensors import Sensor
 from preprocessing.readers.product import (
     Reader,
     Request,
@@ -29,7 +28,7 @@ _BAND_FILE = re.compile(r".*_(B[0-9][0-9A])\.tif", re.IGNORECASE)
 _DATE = re.compile(r"^date_([12])\s*:\s*(\d{4})(\d{2})(\d{2})\s*$", re.MULTILINE)
 
 
-def find(root: Path, sensor: Sensor) -> Sequence[Path]:
+def find(root: Path, request: Request) -> Sequence[Path]:
     """List the `imgs_1` and `imgs_2` folders at or below `root`."""
     return find_folders(root, _is_product)
 

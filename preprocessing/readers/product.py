@@ -18,6 +18,7 @@ from typing import Literal, TypeVar
 from pipeline.errors import MissingInputError, SceneError
 from pipeline.sensors import Sensor
 from preprocessing import locations
+from preprocessing.files import FilesConfig
 from preprocessing.readers import packed
 from preprocessing.scenes import Scene
 
@@ -41,6 +42,10 @@ class Request:
     """Wanted pixel size in metres; None takes each band's finest file."""
     offset: Offset = "auto"
     """`auto` adds the offset that the product states; `applied` adds none, for archives that have done so."""
+    files: FilesConfig | None = None
+    """Where plain image files lie, for the reader of those."""
+    table: Path | None = None
+    """Table in which a set tells classes and splits of its scenes, for the reader of that set."""
 
     def __post_init__(self) -> None:
         self.sensor.select(self.bands)
@@ -55,10 +60,14 @@ class Reader:
     """Keys in `SENSORS` this reader makes scenes of."""
     layout: str
     """What its products look like on disk, for people."""
-    find: Callable[[Path, Sensor], Sequence[Path]]
-    """List a sensor's products at or below a folder, sorted; empty where there are none."""
+    find: Callable[[Path, Request], Sequence[Path]]
+    """List the sensor's products at or below a folder, sorted; empty where there are none."""
     open: Callable[[Path, Request], Scene]
     """Describe one product; raises `SceneError` naming the file and the reason it cannot be used."""
+    automatic: bool = True
+    """Whether `reader: auto` asks it; sets that need settings of their own are asked for by name."""
+    lists_from: str = ""
+    """Where the set's lists and tables can be had."""
 
 
 def find_folders(root: Path, is_product: Callable[[Path, Collection[str]], bool]) -> list[Path]:
@@ -101,6 +110,16 @@ def _walk(
             yield from packed.find_archives(Path(folder), is_product)
         # hidden folders hold trash, caches and what unfinished downloads left
         below[:] = [name for name in below if not name.startswith(".")]
+
+
+def find_files(root: Path) -> Iterator[Path]:
+    """Yield the files at or below `root`, sorted within each folder; hidden ones and hidden folders are left out.
+
+    Raises `MissingInputError` where a folder cannot be listed: skipping it would lose scenes unseen.
+    """
+    for folder, below, names in os.walk(root, onerror=_unreadable, followlinks=True):
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        yield from (Path(folder) / name for name in sorted(names) if not name.startswith("."))
 
 
 def _unreadable(error: OSError) -> None:
