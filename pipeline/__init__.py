@@ -8,7 +8,9 @@
    settings scenes locations readers/* radiometry   loop runs world guards engine checkpoint
    grids resampling tiling cutting quality          data reader tokens masking model attention
    archive conventions packing spool assembly       schedule metrics tasks/*
-   profiles masks markup files labelling splits
+   profiles masks markup checksums files labelling splits
+   finding selection duplicates rounds planning
+   leakage reporting
    scene_work kernel cluster simulation/*           tracking journal panels
                       └────────────┬─────────────────────┘
    pipeline/   manifest -> contract -> sample ; saliency ; indices ; sensors ; keys

@@ -13,12 +13,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.contract import BandStatistics
+from pipeline.errors import ConfigError
 from pipeline.manifest import SceneRecord, write_atomically
 from pipeline.sample import NODATA, SCALE
 
@@ -26,6 +26,8 @@ VALUES = 1 << 16
 LOW_QUANTILE, HIGH_QUANTILE = 0.005, 0.995
 REPORT = "quality.json"
 REJECTED = "rejected.csv"
+OPENING = "opening"
+"""Stands for the digest where a product could not be opened: that is tried every time."""
 Histogram = NDArray[np.int64]
 """[band, stored value + 32768]"""
 
@@ -36,6 +38,8 @@ class Rejection:
 
     product: str
     reason: str
+    tried: str = ""
+    """Digest of the files and settings it was tried with; empty where a person wrote the line."""
 
 
 def empty_histogram(bands: int) -> Histogram:
@@ -81,40 +85,41 @@ def _quantile(row: NDArray[np.int64], n: int, q: float) -> float:
 
 
 def write_rejected(folder: Path, rejections: Sequence[Rejection]) -> None:
-    """Write `rejected.csv` (product, reason), also when nothing was rejected."""
+    """Write `rejected.csv` (product, reason, tried), also when nothing was rejected.
+
+    People may edit it: a product whose line is removed is tried again, one whose line is added is left out.
+    """
     text = io.StringIO()
     # reasons hold commas and quotes
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["product", "reason"])
-    writer.writerows([r.product, r.reason] for r in rejections)
+    writer.writerow(["product", "reason", "tried"])
+    writer.writerows([r.product, r.reason, r.tried] for r in rejections)
     write_atomically(folder / REJECTED, text.getvalue().encode())
 
 
-def rejected_products(folder: Path) -> list[str]:
-    """Return the products an earlier run rejected."""
+def read_rejected(folder: Path) -> list[Rejection]:
+    """Return what `rejected.csv` of an earlier run says, with what people changed in it.
+
+    Raises `ConfigError` where it lost its header.
+    """
     path = folder / REJECTED
     if not path.exists():
         return []
     with path.open(encoding="utf-8", newline="") as stream:
-        return [row["product"] for row in csv.DictReader(stream)]
+        rows = csv.DictReader(stream)
+        if rows.fieldnames is None or "product" not in rows.fieldnames:
+            raise ConfigError(f"{path} has no column `product`: restore its first line, or remove the file.")
+        return [Rejection(r["product"], r.get("reason") or "by hand", r.get("tried") or "") for r in rows]
 
 
-def write_report(
-    folder: Path,
-    scenes: Sequence[SceneRecord],
-    rejections: Sequence[Rejection],
-    bands: dict[str, BandStatistics],
-) -> None:
-    """Write `quality.json`: tiles by split, by reason and without a label, and band statistics."""
-    tree: dict[str, Any] = {
-        "tiles": total_tiles(scenes),
-        "unlabelled": sum(s.unlabelled for s in scenes),
-        "scenes": {s.id: s.model_dump(include={"tiles", "unlabelled", "notes", "acquired"}) for s in scenes},
-        # here too: a report should need no second file
-        "rejected": [{"product": r.product, "reason": r.reason} for r in rejections],
-        "bands": {name: s.model_dump() for name, s in bands.items()},
-    }
-    write_atomically(folder / REPORT, (json.dumps(tree, indent=1) + "\n").encode())
+def as_reported(folder: Path) -> bool:
+    """Say whether `rejected.csv` still names what the report says, or people edited it."""
+    try:
+        tree = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+        told = {r["product"] for r in tree["rejected"]}
+    except (FileNotFoundError, ValueError, KeyError):
+        return False
+    return told == {r.product for r in read_rejected(folder)}
 
 
 def total_tiles(scenes: Sequence[SceneRecord]) -> dict[str, int]:

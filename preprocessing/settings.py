@@ -23,6 +23,7 @@ from pipeline.sample import Codec, Flag
 from pipeline.sensors import Sensor, sensor
 from preprocessing.files import NO_BAND, FilesConfig
 from preprocessing.labelling import LabelConfig
+from preprocessing.selection import SelectConfig
 from preprocessing.splits import SplitConfig
 
 NAME = "settings.json"
@@ -47,6 +48,7 @@ ARRANGING_KEYS = (
     "shard_mb",
     "seed",
     "duplicates",
+    "select",
 )
 """Choose and arrange tiles: a change redoes what depends on them."""
 
@@ -102,6 +104,8 @@ class ShardConfig(Config):
     """Chooses the global order of samples."""
     keep_zarr: bool = True
     """Keep the Zarr archive; without it a scene's pixels are freed once its samples are cut."""
+    select: SelectConfig = SelectConfig()
+    """Which scenes of the archive are used."""
     duplicates: Literal["drop", "keep"] = "drop"
     """`drop` takes no ground twice from one acquisition (two baselines, a product copied); `keep` looks for none."""
     workers: int = Field(default=0, ge=0)

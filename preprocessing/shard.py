@@ -9,7 +9,6 @@ import shutil
 import sys
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 if not __package__:  # run by path: `python preprocessing/shard.py`
@@ -25,26 +24,26 @@ from pipeline.errors import (
     OutputError,
     PipelineError,
     RejectedError,
-    SceneError,
 )
 from pipeline.lock import locked
 from pipeline.manifest import Manifest, Shard
 from preprocessing import (
     archive,
     assembly,
-    conventions,
-    labelling,
     packing,
+    planning,
     quality,
+    reporting,
+    rounds,
     scene_work,
     settings,
-    splits,
     spool,
 )
 from preprocessing.cluster import Pool, interruptible
-from preprocessing.quality import Rejection
-from preprocessing.readers import READERS, Request, discover
+from preprocessing.finding import Found, find_scenes
+from preprocessing.readers import READERS
 from preprocessing.readers.product import raster_beside
+from preprocessing.rounds import Outcome
 from preprocessing.scene_work import SceneJob
 from preprocessing.settings import ShardConfig
 from preprocessing.spool import Spool
@@ -59,25 +58,6 @@ COMMAND = console.Command(
 )
 
 
-@dataclass(frozen=True)
-class Found:
-    """The scenes of an archive, and the products no scene could be made of."""
-
-    jobs: tuple[SceneJob, ...]
-    rejections: tuple[Rejection, ...]
-
-    @property
-    def total(self) -> int:
-        """Number of products."""
-        return len(self.jobs) + len(self.rejections)
-
-    @property
-    def sources(self) -> dict[str, str]:
-        """Every product with a digest that changes when it does; one that cannot be opened has its reason."""
-        opened = {job.scene.id: job.source_digest for job in self.jobs}
-        return opened | {r.product: settings.digest(r.reason) for r in self.rejections}
-
-
 def main(argv: Sequence[str]) -> int:
     """Run the entry; returns the exit code."""
     parser = COMMAND.configured_by(ShardConfig).parser()
@@ -87,6 +67,8 @@ def main(argv: Sequence[str]) -> int:
     request = config.load(ShardConfig, path, words)
     # before the lock: a dry run, and a wrong path, must not touch the output
     found = find_scenes(request)
+    check_labels(request, found.jobs)
+    check_listed(request, found.jobs)
     if arguments.dry_run:
         show_plan(request, found)
         return EXIT_DONE
@@ -103,48 +85,6 @@ def main(argv: Sequence[str]) -> int:
             " command again: what is finished is kept."
         ) from error
     return EXIT_DONE
-
-
-def find_scenes(request: ShardConfig) -> Found:
-    """Open the metadata of every product below `scenes`."""
-    asked = Request(
-        request.instrument,
-        request.bands,
-        None if request.gsd_m == "native" else request.gsd_m,
-        request.offset,
-        request.files,
-        request.labels.table if request.labels else None,
-    )
-    lists = splits.read(
-        request.split, READERS[request.reader].lists_from if request.reader in READERS else ""
-    )
-    jobs: dict[str, SceneJob] = {}
-    rejections = []
-    for reader, product in discover(request.scenes, asked, request.reader):
-        try:
-            scene = lists.place(labelling.check(reader.open(product, asked), request.labels))
-            if scene.id in jobs:
-                raise SceneError(
-                    f"{product} has the same name as {jobs[scene.id].scene.location}; keep one of them."
-                )
-            jobs[scene.id] = SceneJob(scene, request)
-        except SceneError as error:
-            rejections.append(Rejection(str(product), str(error)))
-    check_levels(jobs.values())
-    check_labels(request, jobs.values())
-    check_listed(request, jobs.values())
-    return Found(tuple(jobs[name] for name in sorted(jobs)), tuple(rejections))
-
-
-def check_levels(jobs: Collection[SceneJob]) -> None:
-    """Raise `ConfigError` where reflectance at the top of the atmosphere and of the surface would be mixed."""
-    kinds = {conventions.standard_name(j.scene.level): j.scene for j in jobs}
-    if len(kinds) > 1:
-        examples = " and ".join(f"{s.location.name} ({s.level})" for s in kinds.values())
-        raise ConfigError(
-            f"{examples} do not hold the same quantity, {' and '.join(kinds)}:"
-            " point `scenes` at a folder with one of them."
-        )
 
 
 def check_labels(request: ShardConfig, jobs: Collection[SceneJob]) -> None:
@@ -177,13 +117,10 @@ def check_listed(request: ShardConfig, jobs: Collection[SceneJob]) -> None:
 
 
 def show_plan(request: ShardConfig, found: Found) -> None:
-    """Tell what a run would do: all settings, as a configuration file has them, and the scenes."""
+    """Tell what a run would do: all settings, as a configuration file has them, the scenes and what they cost."""
     console.say(config.dump(request))
-    rows = [[j.scene.id, j.scene.level, j.scene.acquired, "; ".join(j.scene.notes)] for j in found.jobs]
-    console.say(console.table(["scene", "level", "acquired", "notes"], rows))
-    for rejection in found.rejections:
-        console.say(f"rejected: {rejection.reason}")
-    console.say(f"{len(found.jobs)} scenes of {request.instrument.title} would go to {request.output}.")
+    console.say(planning.describe(request, found))
+    planning.check_space(planning.estimate(request, found), request.output)
 
 
 def shard(request: ShardConfig, found: Found, changed: Sequence[str]) -> None:
@@ -204,12 +141,14 @@ def shard(request: ShardConfig, found: Found, changed: Sequence[str]) -> None:
     # from here on the set is not whole: training must not start on it
     (request.output / manifests.NAME).unlink(missing_ok=True)
     archive.create(request.output / archive.FOLDER)
+    planning.check_space(planning.estimate(request, found), request.output)
     with Pool(request.workers) as pool:
-        spools, rejections = work_scenes(request, found, pool)
+        outcome = work_scenes(request, found, pool)
+        spools = [outcome.spools[name] for name in sorted(outcome.spools)]
         splits = pack(request, spools, pool)
     settings.write_sources(request.output, found.sources)
-    made = finish(request, spools, splits, rejections)
-    report(request, made, rejections, time.monotonic() - start)
+    made = finish(request, found, outcome, splits)
+    report(request, made, outcome, time.monotonic() - start)
 
 
 def is_finished(request: ShardConfig, found: Found) -> bool:
@@ -219,7 +158,7 @@ def is_finished(request: ShardConfig, found: Found) -> bool:
     except (MissingInputError, CorruptDataError):
         return False
     # rejected ones among them: what did not change would be rejected again
-    same = settings.read_sources(request.output) == found.sources
+    same = settings.read_sources(request.output) == found.sources and quality.as_reported(request.output)
     return same and made.settings == settings.comparable(request) and is_whole(request.output, made)
 
 
@@ -231,7 +170,7 @@ def is_whole(folder: Path, made: Manifest) -> bool:
 
 def already(request: ShardConfig) -> str:
     """Tell that nothing had to be done, and how to have rejected scenes tried again."""
-    rejected = len(quality.rejected_products(request.output))
+    rejected = len(quality.read_rejected(request.output))
     again = f"{rejected} scenes were rejected; once their files are repaired, start again. "
     return (
         f"{request.output} is finished; nothing was done. {again if rejected else ''}"
@@ -239,29 +178,22 @@ def already(request: ShardConfig) -> str:
     )
 
 
-def work_scenes(request: ShardConfig, found: Found, pool: Pool) -> tuple[list[Spool], list[Rejection]]:
+def work_scenes(request: ShardConfig, found: Found, pool: Pool) -> Outcome:
     """Bring all scenes to samples; raises `RejectedError` where too many cannot be used."""
-    progress = console.Progress("scenes", len(found.jobs), "scenes")
-    # a single large scene takes minutes: say at once that work has begun
-    progress.advance(0)
-    spools, rejections = [], list(found.rejections)
-    for result in pool.run(scene_work.work, found.jobs):
-        if isinstance(result, Rejection):
-            rejections.append(result)
-        else:
-            spools.append(result)
-        progress.advance(note=f"{sum(len(s.segments) for s in spools)} tiles, {len(rejections)} rejected")
-    # results come in any order; reports must not
-    rejections.sort(key=lambda r: r.product)
+    outcome = rounds.run(found, pool, lambda job: job)
+    rejections = outcome.rejections
     quality.write_rejected(request.output, rejections)
-    # after all were tried: the list is complete, and what is done is kept
-    if len(rejections) > request.allowed_rejections(found.total):
+    for decision in outcome.decisions:
+        console.say(decision.text)
+    # a line people wrote is a wish; after all were tried: the list is complete, and what is done is kept
+    failed = [r for r in rejections if r.tried]
+    if len(failed) > request.allowed_rejections(found.total):
         raise RejectedError(
-            f"{len(rejections)} of {found.total} scenes were rejected, more than max_rejected"
-            f" {request.max_rejected} allows; the first: {rejections[0].reason} All reasons:"
+            f"{len(failed)} of {found.total} scenes were rejected, more than max_rejected"
+            f" {request.max_rejected} allows; the first: {failed[0].reason} All reasons:"
             f" {request.output / quality.REJECTED}. Repair them or raise max_rejected."
         )
-    return sorted(spools, key=lambda s: s.scene), rejections
+    return outcome
 
 
 def pack(request: ShardConfig, spools: Sequence[Spool], pool: Pool) -> dict[str, tuple[Shard, ...]]:
@@ -300,20 +232,18 @@ def check_labelled(request: ShardConfig, spools: Sequence[Spool]) -> None:
 
 
 def finish(
-    request: ShardConfig,
-    spools: Sequence[Spool],
-    splits: dict[str, tuple[Shard, ...]],
-    rejections: Sequence[Rejection],
+    request: ShardConfig, found: Found, outcome: Outcome, splits: dict[str, tuple[Shard, ...]]
 ) -> Manifest:
     """Write the quality report and, last, the manifest; then remove the work folder."""
     work_folder = request.output / scene_work.WORK_FOLDER
-    histogram = quality.empty_histogram(len(request.bands))
-    for made in spools:
-        histogram += spool.read_histogram(work_folder, made.scene)
-    statistics = quality.statistics(histogram)
-    made_of = assembly.manifest(request, spools, splits, statistics)
-    bands = dict(zip(request.bands, statistics, strict=True))
-    quality.write_report(request.output, made_of.scenes, rejections, bands)
+    spools = [outcome.spools[name] for name in sorted(outcome.spools)]
+    histograms = {made.scene: spool.read_histogram(work_folder, made.scene) for made in spools}
+    total = quality.empty_histogram(len(request.bands))
+    for histogram in histograms.values():
+        total += histogram
+    made_of = assembly.manifest(request, spools, splits, quality.statistics(total))
+    inputs = reporting.Inputs(request, made_of, spools, outcome, found, histograms)
+    reporting.write(inputs)
     # before the manifest: a reader that lists the folders must not find more than it names
     packing.remove_others(request.output, [s.path for part in splits.values() for s in part])
     manifests.write(made_of, request.output)
@@ -322,11 +252,13 @@ def finish(
     return made_of
 
 
-def report(request: ShardConfig, made: Manifest, rejections: Sequence[Rejection], seconds: float) -> None:
+def report(request: ShardConfig, made: Manifest, outcome: Outcome, seconds: float) -> None:
     """End with one table and what to do next."""
     tiles = quality.total_tiles(made.scenes)
     size = sum(s.size_bytes for part in made.splits.values() for s in part)
-    rows = [["scenes", f"{len(made.scenes)}"], ["scenes rejected", f"{len(rejections)}"]]
+    rows = [["scenes", f"{len(made.scenes)}"], ["scenes rejected", f"{len(outcome.rejections)}"]]
+    if outcome.decisions:
+        rows.append(["duplicates left out", f"{sum(not d.kept for d in outcome.decisions)}"])
     rows += [
         [f"tiles {name}" if name in made.splits else f"dropped: {name}", f"{n}"] for name, n in tiles.items()
     ]

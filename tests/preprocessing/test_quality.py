@@ -1,8 +1,7 @@
-import json
-
 import numpy as np
 import pytest
 
+from pipeline.errors import ConfigError
 from pipeline.manifest import SceneRecord
 from preprocessing import quality
 from preprocessing.quality import Rejection
@@ -64,18 +63,22 @@ def test_no_pixels_give_zeros():
     assert (found.n, found.mean, found.std) == (0, 0.0, 0.0)
 
 
-def test_rejections_are_a_table_of_file_and_reason(tmp_path):
-    assert quality.rejected_products(tmp_path) == []
-    quality.write_rejected(tmp_path, [Rejection("/a b/ü.SAFE", 'no file of "B02", fetch it')])
-    assert quality.rejected_products(tmp_path) == ["/a b/ü.SAFE"]
-    assert (tmp_path / quality.REJECTED).read_text().splitlines()[0] == "product,reason"
+def test_p04_rejections_are_a_table_that_people_may_edit(tmp_path):
+    assert quality.read_rejected(tmp_path) == []
+    told = [
+        Rejection("/a b/ü.SAFE", 'no file of "B02", fetch it', "0123"),
+        Rejection("/c", "r", quality.OPENING),
+    ]
+    quality.write_rejected(tmp_path, told)
+    assert quality.read_rejected(tmp_path) == told
+    path = tmp_path / quality.REJECTED
+    assert path.read_text().splitlines()[0] == "product,reason,tried"
+    path.write_text("product\n/by/hand\n")
+    assert quality.read_rejected(tmp_path) == [Rejection("/by/hand", "by hand")]
+    path.write_text("/by/hand,r\n")
+    with pytest.raises(ConfigError, match="has no column `product`"):
+        quality.read_rejected(tmp_path)
 
 
-def test_the_report_counts_tiles_by_reason(tmp_path):
-    statistics = quality.statistics(quality.empty_histogram(1))
-    quality.write_report(tmp_path, scenes(), [Rejection("p", "r")], {"B04": statistics[0]})
-    report = json.loads((tmp_path / quality.REPORT).read_text())
-    assert report["tiles"] == {"cloud": 1, "nodata": 4, "train": 5, "val": 1}
-    assert report["scenes"]["b"]["tiles"]["nodata"] == 4
-    assert report["rejected"] == [{"product": "p", "reason": "r"}]
-    assert report["bands"]["B04"]["n"] == 0
+def test_tiles_are_summed_by_split_and_reason():
+    assert quality.total_tiles(scenes()) == {"cloud": 1, "nodata": 4, "train": 5, "val": 1}

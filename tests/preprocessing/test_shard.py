@@ -40,7 +40,15 @@ def cities(products, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def city_words(cities) -> list[str]:
-    words = ["tile_px=48", "split.val_share=0", "shard_mb=0.2", "min_valid=0", "min_clear=0"]
+    # the cities are copies of one
+    words = [
+        "tile_px=48",
+        "split.val_share=0",
+        "shard_mb=0.2",
+        "min_valid=0",
+        "min_clear=0",
+        "duplicates=keep",
+    ]
     return [str(configs.ROOT / "configs/shard/oscd.yaml"), f"scenes={cities}", *words]
 
 

@@ -1,0 +1,167 @@
+"""What a run would cost, before it starts: tiles, bytes, time, memory, and whether the disk can hold it.
+
+Estimates are upper bounds for tiles (clouds and edges take some away) and take the compression and speed that real
+products had; a run that cannot fit is refused with the numbers.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline import console
+from pipeline.errors import OutputError
+from preprocessing import archive, assembly
+from preprocessing.finding import Found
+from preprocessing.grids import Grid
+from preprocessing.settings import ShardConfig
+
+ARCHIVE_RATIO = 1.6
+"""Raw bytes over stored ones, zstd level 1 with bitshuffle, real 10 to 60 m products."""
+SAMPLE_RATIOS = {"lz4": 1.5, "zstd": 1.65}
+DECODE = {".jp2": 2.8e6}
+"""Pixels a second and core, by ending of the file."""
+DECODE_OTHERS = 60e6
+WORK = 12e6
+"""Pixels of a band a second and core that are brought onto the grid, stored, cut and compressed."""
+BASE_BYTES = 350e6
+"""A worker with its libraries, before it holds any pixel."""
+PIXEL_BYTES = 13
+"""A worker holds for each pixel of a scene's grid at its peak."""
+ROOM = 1.05
+"""Space beyond the estimate that has to be free."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run would make and need."""
+
+    tiles: int
+    archive_bytes: float
+    shard_bytes: float
+    seconds: float
+    """Of all workers together."""
+    worker_bytes: float
+    """Memory of one worker on the largest scene."""
+    needed_bytes: float
+    """Disk at the peak, less what lies there already."""
+    free_bytes: float
+
+
+def estimate(request: ShardConfig, found: Found) -> Estimate:
+    """Estimate a run over the scenes whose grid is known."""
+    second = {name for group in found.groups for name in group[1:]}
+    grids = [found.places[j.scene.id].grid for j in found.jobs if j.scene.id in found.places]
+    firsts = [
+        found.places[j.scene.id].grid
+        for j in found.jobs
+        if j.scene.id in found.places and j.scene.id not in second
+    ]
+    tiles = sum(tiles_of(request, grid) for grid in firsts)
+    pixels = [grid.width_px * grid.height_px for grid in grids]
+    stored = [n * (2 * len(request.bands) + 1) / ARCHIVE_RATIO for n in pixels]
+    shard_bytes = tiles * assembly.sample_bytes(request) / SAMPLE_RATIOS[request.codec]
+    at_once = max(request.workers, 1)
+    # without the archive only the scenes in work lie on disk
+    archive_bytes = sum(stored) if request.keep_zarr else sum(sorted(stored)[-at_once:])
+    needed = archive_bytes + 2 * shard_bytes - size_of(request.output)
+    return Estimate(
+        tiles=tiles,
+        archive_bytes=archive_bytes,
+        shard_bytes=shard_bytes,
+        seconds=sum(_seconds(request, found)) / at_once,
+        worker_bytes=BASE_BYTES + PIXEL_BYTES * max(pixels, default=0),
+        needed_bytes=max(needed, 0),
+        free_bytes=shutil.disk_usage(existing(request.output)).free,
+    )
+
+
+def tiles_of(request: ShardConfig, grid: Grid) -> int:
+    """Return how many tiles fit on a grid."""
+    sides = (grid.height_px, grid.width_px)
+    rows, columns = (max((side - request.tile_px) // request.step_px + 1, 0) for side in sides)
+    return rows * columns
+
+
+def _seconds(request: ShardConfig, found: Found) -> Iterator[float]:
+    """Yield the seconds of work on every scene on one core."""
+    bands = request.instrument.select(request.bands)
+    for job in found.jobs:
+        place = found.places.get(job.scene.id)
+        if place is None:
+            continue
+        ground_m2 = place.grid.width_px * place.grid.height_px * place.grid.pixel_m[0] * place.grid.pixel_m[1]
+        for source, band in zip(job.scene.bands, bands, strict=True):
+            own = ground_m2 / band.gsd_m**2
+            rate = DECODE.get(Path(source.path).suffix.lower(), DECODE_OTHERS)
+            yield own / rate + place.grid.width_px * place.grid.height_px / WORK
+
+
+def existing(folder: Path) -> Path:
+    """Return the nearest folder above that exists."""
+    folder = folder.absolute()
+    return next(p for p in (folder, *folder.parents) if p.exists())
+
+
+def size_of(folder: Path) -> int:
+    """Return the bytes of what an earlier run left."""
+    parts = (archive.FOLDER, "work", "train", "val", "test")
+    return sum(p.stat().st_size for part in parts for p in (folder / part).rglob("*") if p.is_file())
+
+
+def check_space(plan: Estimate, output: Path) -> None:
+    """Raise `OutputError` with the numbers where the disk cannot hold what would be made."""
+    if plan.needed_bytes * ROOM > plan.free_bytes:
+        raise OutputError(
+            f"{existing(output)} has {gigabytes(plan.free_bytes)} free, and this run needs about"
+            f" {gigabytes(plan.needed_bytes * ROOM)}: {gigabytes(plan.archive_bytes)} for the archive and twice"
+            f" {gigabytes(plan.shard_bytes)} for the samples until they are packed. Free space, take another `output`,"
+            " select fewer scenes, or set `keep_zarr: false`."
+        )
+
+
+def gigabytes(size: float) -> str:
+    """Write a number of bytes for people."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
+
+
+def describe(request: ShardConfig, found: Found) -> str:
+    """Say what a run would use, leave out, make and need."""
+    rows = [
+        [
+            j.scene.id,
+            j.scene.level,
+            j.scene.acquired[:10],
+            _cloud(j.scene.cloud_share),
+            "; ".join(j.scene.notes),
+        ]
+        for j in found.jobs
+    ]
+    lines = [console.table(["scene", "level", "acquired", "cloud", "notes"], rows)] if rows else []
+    lines += [f"rejected: {r.product}: {r.reason}" for r in found.rejections]
+    lines += [f"not selected: {n} {reason}" for reason, n in found.why_unselected().items()]
+    lines += [f"one acquisition: {', '.join(group)}; the first leads" for group in found.groups]
+    lines += ["", console.table(["estimate", ""], costs(request, estimate(request, found)))]
+    lines.append(f"{len(found.jobs)} scenes of {request.instrument.title} would go to {request.output}.")
+    return "\n".join(lines)
+
+
+def _cloud(share: float | None) -> str:
+    return "-" if share is None else f"{share:.0%}"
+
+
+def costs(request: ShardConfig, plan: Estimate) -> list[list[str]]:
+    """Return the rows of a table of what a run would make and need."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    workers = max(request.workers, 1)
+    return [
+        ["tiles, at most", f"{plan.tiles}"],
+        ["archive", gigabytes(plan.archive_bytes) if request.keep_zarr else "not kept"],
+        ["shards", gigabytes(plan.shard_bytes)],
+        ["time", f"{console.clock(plan.seconds)} with {workers} worker{'s' if workers > 1 else ''}"],
+        ["memory", f"{gigabytes(plan.worker_bytes)} a worker, {gigabytes(memory)} in this machine"],
+        ["disk at the peak", f"{gigabytes(plan.needed_bytes)}, {gigabytes(plan.free_bytes)} free"],
+    ]
