@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.errors import ConfigError, MissingInputError, unknown
-from preprocessing.readers import geotiff, landsat, oscd, sentinel2
+from preprocessing.readers import bigearthnet, geotiff, landsat, oscd, sentinel2
 from preprocessing.readers.product import Reader, Request
 
 __all__ = ["READERS", "Reader", "Request", "discover"]
@@ -53,5 +53,13 @@ def _what_to_do(asked: list[Reader]) -> str:
 
 
 READERS: dict[str, Reader] = {
-    r.name: r for r in (sentinel2.READER, landsat.READER, oscd.READER, geotiff.READER)
+    reader.name: reader
+    for reader in (
+        sentinel2.READER,
+        landsat.READER,
+        oscd.READER,
+        oscd.PAIR_READER,
+        bigearthnet.READER,
+        geotiff.READER,
+    )
 }

@@ -2,10 +2,16 @@
 
 Layout: `images/<city>/imgs_1|imgs_2/*_B02.tif` on each band's native grid, and `images/<city>/dates.txt`. The
 images are from before processing baseline 04.00, so reflectance is DN / 10 000 without an offset.
+
+Two readers: `oscd` makes each date a scene of its own; `oscd_pairs` makes both dates one scene on the grid of the
+first, which is that of the change raster `*/<city>/cm/<city>-cm.tif` beside `images` (1 no change, 2 change; the
+set's README says 0 and 1). A pair is one sample, because what learns change must see both dates in the same crop,
+and samples are shuffled and split one by one.
 """
 
 from __future__ import annotations
 
+import glob
 import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -20,9 +26,11 @@ from preprocessing.readers.product import (
     missing_band,
     scene_id,
 )
-from preprocessing.scenes import BandSource, Scene
+from preprocessing.scenes import BandSource, Given, Scene
 
 QUANTIFICATION = 10_000
+NO_CLOUD_MASK = "no cloud mask: OSCD has none"
+CHANGE_LICENCE = "OSCD change maps (Caye Daudt et al., IGARSS 2018): CC BY-NC-SA."
 _FOLDER = re.compile(r"imgs_[12]")
 _BAND_FILE = re.compile(r".*_(B[0-9][0-9A])\.tif", re.IGNORECASE)
 _DATE = re.compile(r"^date_([12])\s*:\s*(\d{4})(\d{2})(\d{2})\s*$", re.MULTILINE)
@@ -33,6 +41,11 @@ def find(root: Path, request: Request) -> Sequence[Path]:
     return find_folders(root, _is_product)
 
 
+def find_pairs(root: Path, request: Request) -> Sequence[Path]:
+    """List the folders of cities at or below `root`."""
+    return find_folders(root, lambda _, names: {"imgs_1", "imgs_2"} <= set(names))
+
+
 def _is_product(folder: Path, names: Collection[str]) -> bool:
     # the name is enough: an emptied folder must be refused by `open`, not overlooked
     return bool(_FOLDER.fullmatch(folder.name))
@@ -40,7 +53,6 @@ def _is_product(folder: Path, names: Collection[str]) -> bool:
 
 def open_scene(product: Path, request: Request) -> Scene:
     """Describe one date of one city; raises `SceneError` for a missing band or date."""
-    files = _band_files(product)
     # file names hold the time of processing, not of sensing: only dates.txt tells
     date_number = product.name[-1]
     return Scene(
@@ -50,11 +62,39 @@ def open_scene(product: Path, request: Request) -> Scene:
         reader=READER.name,
         location=product,
         acquired=_date(product.parent / "dates.txt", date_number),
-        bands=tuple(_source(product, files, name) for name in request.bands),
+        bands=_sources(product, request),
         labels=labels_beside(product),
+        # both dates show the same ground: one split
+        given=Given(product.parent.name),
         licence=request.sensor.licence,
-        notes=("no cloud mask: OSCD has none",),
+        notes=(NO_CLOUD_MASK,),
     )
+
+
+def open_pair(product: Path, request: Request) -> Scene:
+    """Describe both dates of one city, with its change raster; raises `SceneError` for a missing band or date."""
+    city = product.name
+    rasters = sorted(product.parent.parent.glob(f"*/{glob.escape(city)}/cm/{glob.escape(city)}-cm.tif"))
+    first, second = (_date(product / "dates.txt", number) for number in "12")
+    return Scene(
+        id=scene_id(f"oscd_{city}"),
+        sensor=request.sensor.name,
+        level="L1C",
+        reader=PAIR_READER.name,
+        location=product,
+        acquired=first,
+        bands=_sources(product / "imgs_1", request),
+        after=_sources(product / "imgs_2", request),
+        labels=str(rasters[0]) if rasters else None,
+        given=Given(city),
+        licence=f"{request.sensor.licence} {CHANGE_LICENCE}",
+        notes=(f"the later date is {second}", NO_CLOUD_MASK),
+    )
+
+
+def _sources(product: Path, request: Request) -> tuple[BandSource, ...]:
+    files = _band_files(product)
+    return tuple(_source(product, files, name) for name in request.bands)
 
 
 def _band_files(product: Path) -> dict[str, str]:
@@ -98,4 +138,15 @@ READER = Reader(
     "OSCD folders `<city>/imgs_1` and `imgs_2` with one `*_B02.tif` a band and `dates.txt`",
     find,
     open_scene,
+    lists_from="https://rcdaudt.github.io/oscd/ (train.txt and test.txt)",
+)
+PAIR_READER = Reader(
+    "oscd_pairs",
+    READER.sensors,
+    "OSCD folders `<city>` with `imgs_1`, `imgs_2` and `dates.txt`, and `<city>/cm/<city>-cm.tif` beside `images`",
+    find_pairs,
+    open_pair,
+    # `oscd` finds the same images
+    automatic=False,
+    lists_from=READER.lists_from,
 )
