@@ -12,7 +12,7 @@ from rasterio.features import rasterize
 
 from pipeline.errors import SceneError
 from pipeline.sample import Flag
-from preprocessing import locations, markup, radiometry, resampling
+from preprocessing import checksums, locations, markup, radiometry, resampling
 from preprocessing.grids import Grid
 from preprocessing.scenes import MaskSource
 
@@ -35,6 +35,7 @@ def mask_flags(mask: MaskSource, grid: Grid, target: Grid) -> Flags:
 
 def _own_flags(mask: MaskSource, grid: Grid) -> Flags:
     """Return flags [y, x] on the layer's own grid."""
+    checksums.verify(mask.path, mask.checksum)
     if mask.polygons:
         return _burnt(mask, grid)
     if mask.layers:

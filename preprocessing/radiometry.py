@@ -19,7 +19,7 @@ from rasterio.errors import RasterioError
 
 from pipeline.errors import SceneError
 from pipeline.sample import NODATA, SCALE, Flag
-from preprocessing import grids, resampling
+from preprocessing import checksums, grids, resampling
 from preprocessing.grids import Grid
 from preprocessing.scenes import BandSource, Scene
 
@@ -147,8 +147,9 @@ def band_images(layout: Layout, how: str) -> Iterator[BandImage]:
 def band_image(band: BandSource, grid: Grid, target: Grid, how: str) -> BandImage:
     """Read one band and bring it onto the target grid [y, x]; `how` is `bilinear` or `nearest`.
 
-    Raises `SceneError` naming a file that cannot be decoded to its end.
+    Raises `SceneError` naming a file that is altered or cannot be decoded to its end.
     """
+    checksums.verify(band.path, band.checksum)
     # an 8-bit buffer starts as nodata, so what is not decoded stays unmeasured
     numbers = read_numbers(band.path, band.nodata_dn or 0, band.layer)
     # on numbers, before conversion: nothing is mixed, so the exact path applies

@@ -12,6 +12,16 @@ from pipeline.sample import Flag
 
 
 @dataclass(frozen=True)
+class Checksum:
+    """What a product says a file's bytes sum to."""
+
+    algorithm: str
+    """Key in `checksums.ALGORITHMS`; others are not checked."""
+    value: str
+    """Hexadecimal, in lower case."""
+
+
+@dataclass(frozen=True)
 class BandSource:
     """One band's file and the rule from its digital numbers (DN) to reflectance: `DN * scale + offset`."""
 
@@ -28,6 +38,8 @@ class BandSource:
     """Layer of the file, from 1."""
     gsd_m: float | None = None
     """Pixel size in metres to take where the file has no georeferencing; None refuses such a file."""
+    checksum: Checksum | None = None
+    """Checked before the file is decoded."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +57,8 @@ class MaskSource:
     """Kind of polygon -> flags, in a GML file (Sentinel-2 MSK_CLOUDS)."""
     grow_nodata_px: int = 0
     """Nodata is widened by this many pixels of the layer."""
+    checksum: Checksum | None = None
+    """Checked before the file is decoded."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.errors import ConfigError, MissingInputError, unknown
-from preprocessing.readers import bigearthnet, geotiff, landsat, oscd, sentinel2
+from preprocessing.readers import bigearthnet, geotiff, landsat, oscd, sentinel2, sentinel2_aws
 from preprocessing.readers.product import Reader, Request
 
 __all__ = ["READERS", "Reader", "Request", "discover"]
@@ -56,6 +56,7 @@ READERS: dict[str, Reader] = {
     reader.name: reader
     for reader in (
         sentinel2.READER,
+        sentinel2_aws.READER,
         landsat.READER,
         oscd.READER,
         oscd.PAIR_READER,

@@ -36,15 +36,20 @@ PLACE = Place("EPSG:32632", 600_000, 5_400_000)
 """Upper left corner of the Sentinel-2 tile T32UPU; multiples of 60 m, so that all grids nest."""
 
 
-def _profile(array: NDArray[Any], gsd_m: float, block_px: int) -> dict[str, Any]:
-    height, width = array.shape
+def transform(gsd_m: float, place: Place = PLACE) -> Affine:
+    """Return the transform of a grid of square pixels."""
+    return Affine(gsd_m, 0, place.left_m, 0, -gsd_m, place.top_m)
+
+
+def _profile(array: NDArray[Any], gsd_m: float, block_px: int, place: Place = PLACE) -> dict[str, Any]:
+    height, width = array.shape[-2:]
     return {
         "width": width,
         "height": height,
-        "count": 1,
+        "count": len(array) if array.ndim == 3 else 1,
         "dtype": array.dtype.name,
-        "crs": CRS.from_string(PLACE.crs),
-        "transform": Affine(gsd_m, 0, PLACE.left_m, 0, -gsd_m, PLACE.top_m),
+        "crs": CRS.from_string(place.crs),
+        "transform": transform(gsd_m, place),
         "blockxsize": min(block_px, _multiple_of_16(width)),
         "blockysize": min(block_px, _multiple_of_16(height)),
     }
@@ -70,25 +75,28 @@ def _raster(path: Path, driver: str, profile: dict[str, Any]) -> Iterator[Datase
 
 
 def write_jp2(path: Path, array: NDArray[np.uint8] | NDArray[np.uint16], gsd_m: float, block_px: int) -> None:
-    """Write [y, x] as JPEG 2000 without loss, as the product's own writer lays it out."""
+    """Write [y, x] or [layer, y, x] as JPEG 2000 without loss, as the product's own writer lays it out."""
     options = {"QUALITY": "100", "REVERSIBLE": "YES", "YCBCR420": "NO", "GMLJP2": "YES"}
     with _raster(path, "JP2OpenJPEG", _profile(array, gsd_m, block_px) | options) as raster:
-        raster.write(array, 1)
+        raster.write(array if array.ndim == 3 else array[None])
 
 
 def write_tif(
-    path: Path, array: NDArray[np.uint8] | NDArray[np.uint16], gsd_m: float, nodata: int | None = None
+    path: Path,
+    array: NDArray[np.uint8] | NDArray[np.uint16],
+    gsd_m: float,
+    nodata: int | None = None,
+    place: Place = PLACE,
 ) -> None:
     """Write [y, x] as a tiled, deflated GeoTIFF."""
-    with _raster(
-        path, "GTiff", _profile(array, gsd_m, 256) | _TIFF | {"nodata": nodata, "predictor": 2}
-    ) as raster:
+    profile = _profile(array, gsd_m, 256, place) | _TIFF | {"nodata": nodata, "predictor": 2}
+    with _raster(path, "GTiff", profile) as raster:
         raster.write(array, 1)
 
 
-def write_landcover(path: Path, classes: NDArray[np.uint8], gsd_m: float) -> None:
+def write_landcover(path: Path, classes: NDArray[np.uint8], gsd_m: float, place: Place = PLACE) -> None:
     """Write a class raster [y, x] with the class names in its tag CLASSES, comma-separated, by value from 0."""
-    with _raster(path, "GTiff", _profile(classes, gsd_m, 256) | _TIFF | {"nodata": 0}) as raster:
+    with _raster(path, "GTiff", _profile(classes, gsd_m, 256, place) | _TIFF | {"nodata": 0}) as raster:
         raster.write(classes, 1)
         raster.update_tags(CLASSES=",".join(LANDCOVER))
         raster.write_colormap(1, LABEL_COLOURS)

@@ -1,6 +1,6 @@
 """A simulated Sentinel-2 product: a `.SAFE` folder with JPEG 2000 bands, scene classification and metadata.
 
-The layout is the real one; left out are TCI, AOT, WVP, quality masks, DATASTRIP and HTML.
+The layout is the real one; left out are TCI, AOT, WVP, all quality masks but L1C's clouds, DATASTRIP and HTML.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.sensors import SENSORS, Band
+from preprocessing.simulation.cloud_masks import write_cloud_mask
 from preprocessing.simulation.noise import Float
 from preprocessing.simulation.raster import write_jp2, write_landcover
 from preprocessing.simulation.safe_metadata import Description, manifest_xml, product_xml, tile_xml
@@ -66,6 +67,8 @@ def write_safe(
             BLOCKS_PX[gsd_m],
         )
         written(f"{name} at {gsd_m} m")
+    if options.level == "L1C":
+        write_cloud_mask(product / "GRANULE" / what.granule / "QI_DATA", view, options.offset_dn != 0)
     (product / f"MTD_MSI{options.level}.xml").write_text(product_xml(what), encoding="utf-8")
     (product / "GRANULE" / what.granule / "MTD_TL.xml").write_text(tile_xml(what), encoding="utf-8")
     # last: it holds the checksums of all others

@@ -12,6 +12,7 @@ from pipeline.sensors import SENSORS
 from preprocessing import shard
 from preprocessing.readers import Request
 from preprocessing.simulate import Simulation, simulate
+from preprocessing.simulation.aws import write_aws
 from preprocessing.simulation.landsat import LandsatOptions, write_landsat
 from preprocessing.simulation.packed import tar_product, zip_product
 from preprocessing.simulation.raster import write_tif
@@ -23,6 +24,9 @@ KINDS = (
     "sentinel2-L2A",
     "sentinel2-L1C",
     "sentinel2-L2A-zip",
+    "sentinel2_aws-L1C",
+    "sentinel2_aws-L1C-zip",
+    "sentinel2_aws-L2A",
     "landsat-LC09",
     "landsat-LC08-L1TP",
     "landsat-LT05",
@@ -60,6 +64,13 @@ MAKERS: dict[str, Callable[[Path], Path]] = {
     "landsat-LC08-L1TP": lambda folder: write_landsat(folder, LandsatOptions(SMALL_PX, 1, "LC08", "L1TP")),
     "landsat-LT05": lambda folder: write_landsat(folder, LandsatOptions(SMALL_PX, 1, "LT05")),
     "sentinel2-L2A-zip": lambda folder: zip_product(write_safe(folder, SafeOptions(SMALL_PX))),
+    "sentinel2_aws-L1C": lambda folder: write_aws(
+        folder, SafeOptions(SMALL_PX, level="L1C", baseline="02.06")
+    ),
+    "sentinel2_aws-L1C-zip": lambda folder: zip_product(
+        write_aws(folder, SafeOptions(SMALL_PX, level="L1C"))
+    ),
+    "sentinel2_aws-L2A": lambda folder: write_aws(folder, SafeOptions(SMALL_PX)),
     "landsat-LC09-tar": lambda folder: tar_product(write_landsat(folder, LandsatOptions(SMALL_PX))),
     "oscd": write_oscd,
 }

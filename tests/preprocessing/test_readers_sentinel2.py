@@ -1,5 +1,7 @@
 """Sentinel-2: offset and scale from the product's own metadata, the right file of each band, refused XML."""
 
+import hashlib
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +12,10 @@ import rasterio
 from pipeline.errors import SceneError
 from pipeline.sample import Flag
 from pipeline.sensors import SENSORS
+from preprocessing import checksums, masks, radiometry
 from preprocessing.readers import Request, discover
-from preprocessing.readers.sentinel2 import BAND_IDS, SCL_FLAGS, open_scene
+from preprocessing.readers.sentinel2 import open_scene
+from preprocessing.readers.sentinel2_bands import BAND_IDS, SCL_FLAGS
 from preprocessing.simulation.safe import SafeOptions, write_safe
 
 SENSOR = SENSORS["sentinel2"]
@@ -23,6 +27,8 @@ OUTSIDE_DTD = '<!DOCTYPE x SYSTEM "http://localhost:1/x.dtd">'
 
 
 def edit(product: Path, old: str, new: str, name: str = "MTD_MSIL2A.xml") -> None:
+    """Change metadata as one whose manifest knows it: there is none."""
+    (product / "manifest.safe").unlink(missing_ok=True)
     path = product / name
     text = path.read_text(encoding="utf-8")
     assert old in text
@@ -133,10 +139,25 @@ def test_missing_scene_classification_is_refused(copied):
         open_scene(product, REQUEST)
 
 
-def test_l1c_has_no_mask_and_says_so(products):
-    scene = open_scene(products["sentinel2-L1C"], replace(REQUEST, bands=("B10",)))
+def test_l1c_takes_the_cloud_mask_of_its_baseline(products, tmp_path):
+    request = replace(REQUEST, bands=("B10",))
+    new = open_scene(products["sentinel2-L1C"], request)
+    old = open_scene(write_safe(tmp_path, SafeOptions(192, level="L1C", baseline="02.06")), request)
+    assert [Path(scene.masks[0].path).name for scene in (new, old)] == [
+        "MSK_CLASSI_B00.jp2",
+        "MSK_CLOUDS_B00.gml",
+    ]
+    assert new.masks[0].layers == (Flag.CLOUD, Flag.CIRRUS, Flag.SNOW)
+    assert old.masks[0].polygons == {"OPAQUE": Flag.CLOUD, "CIRRUS": Flag.CIRRUS}
+    assert new.notes[-1] == old.notes[-1] == "clouds from the L1C mask, no shadows"
+
+
+def test_l1c_without_a_mask_says_so(copied):
+    product = copied("sentinel2-L1C")
+    next(product.rglob("MSK_CLASSI_B00.jp2")).unlink()
+    scene = open_scene(product, replace(REQUEST, bands=("B10",)))
     assert scene.masks == ()
-    assert any("no cloud mask" in note for note in scene.notes)
+    assert scene.notes[-1] == "no cloud mask in the product"
 
 
 def test_missing_metadata_is_refused_not_overlooked(copied):
@@ -157,6 +178,7 @@ def test_a_renamed_product_is_found_by_its_metadata(copied):
 def test_truncated_xml_is_refused(copied):
     path = copied(L2A) / "MTD_MSIL2A.xml"
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    (path.parent / "manifest.safe").unlink()
     with pytest.raises(SceneError, match=r"MTD_MSIL2A\.xml: not well-formed XML"):
         open_scene(path.parent, REQUEST)
 
@@ -167,6 +189,79 @@ def test_p10_xml_with_entities_is_refused(copied, doctype):
     edit(product, "<!-- Simulated scene: no satellite took it. -->", doctype)
     with pytest.raises(SceneError, match=r"MTD_MSIL2A.xml: refused, it declares a DTD or entities"):
         open_scene(product, REQUEST)
+
+
+@pytest.mark.parametrize("name", ["MTD_MSIL2A.xml", "manifest.safe"])
+@pytest.mark.parametrize("kind", ["expansion", "external"])
+def test_p10_no_file_outside_the_product_is_read_and_nothing_expands(copied, name, kind):
+    product = copied(L2A)
+    entities = {"expansion": ENTITIES, "external": EXTERNAL}[kind]
+    text = (product / name).read_text(encoding="utf-8")
+    body = text.replace("Simulated", "&b;").replace(">Level-2A<", ">&a;<")
+    edit(product, "SAFE_COMPACT", "SAFE_COMPACT")
+    (product / name).write_text(body.replace("<!-- ", entities + "<!-- "), encoding="utf-8")
+    with pytest.raises(SceneError, match=rf"{name}: refused, it declares a DTD or entities"):
+        open_scene(product, REQUEST)
+
+
+def restate(product: Path, algorithm: str) -> None:
+    """Write all sums of a manifest anew, of another kind and in upper case."""
+    path = product / "manifest.safe"
+    text = path.read_text(encoding="utf-8").replace('checksumName="SHA3-256"', f'checksumName="{algorithm}"')
+
+    def sum_of(match):
+        data = (product / match[2]).read_bytes()
+        made = hashlib.md5(data) if algorithm == "MD5" else hashlib.sha3_256(data)
+        return match[1] + match[2] + match[3] + made.hexdigest().upper()
+
+    path.write_text(
+        re.sub(r'(href="\./)([^"]+)("[^<]*<checksum[^>]*>)[0-9A-Fa-f]+', sum_of, text), encoding="utf-8"
+    )
+
+
+@pytest.mark.parametrize("algorithm", ["SHA3-256", "MD5"])
+@pytest.mark.parametrize("layer", ["B04_10m", "SCL_20m"])
+def test_p05_a_changed_byte_of_an_image_is_found_before_decoding(copied, algorithm, layer):
+    product = copied(L2A)
+    restate(product, algorithm)
+    scene = open_scene(product, Request(SENSOR, ("B04",)))
+    assert {band.checksum.algorithm for band in (*scene.bands, *scene.masks)} == {algorithm}
+    path = next(product.rglob(f"*_{layer}.jp2"))
+    read(scene)
+    data = bytearray(path.read_bytes())
+    data[-20] ^= 4
+    path.write_bytes(data)
+    with pytest.raises(
+        SceneError, match=rf"{layer}.jp2 is not what its product .* its {algorithm} sum .* again"
+    ):
+        read(scene)
+
+
+def read(scene) -> None:
+    layout = radiometry.lay_out(scene, None, None)
+    for mask, grid in zip(scene.masks, layout.masks, strict=True):
+        masks.mask_flags(mask, grid, layout.target)
+    assert len(list(radiometry.band_images(layout, "bilinear"))) == len(scene.bands)
+
+
+def test_p05_changed_metadata_is_found(copied):
+    path = copied(L2A) / "MTD_MSIL2A.xml"
+    path.write_text(path.read_text().replace(">-1000<", ">-1001<", 1))
+    with pytest.raises(SceneError, match=r"MTD_MSIL2A.xml is not what its product was published with"):
+        open_scene(path.parent, REQUEST)
+
+
+def test_p05_sums_of_a_kind_nobody_knows_are_not_compared(copied):
+    product = copied(L2A)
+    path = product / "manifest.safe"
+    path.write_text(path.read_text().replace("SHA3-256", "SHA9"))
+    read(open_scene(product, Request(SENSOR, ("B04",))))
+
+
+def test_p05_a_product_without_a_manifest_is_read(copied):
+    product = copied(L2A)
+    (product / "manifest.safe").unlink()
+    assert open_scene(product, REQUEST).bands[0].checksum is None
 
 
 def test_several_granules_are_refused(copied):
@@ -193,6 +288,8 @@ def test_real_safe_at_60_m(real_data):
     scene = reader.open(product, request)
     assert scene.id == "S2A_MSIL2A_20221005T115411_N0400_R023_T29UNU_20221005T164454"
     assert (scene.level, scene.acquired) == ("L2A", "2022-10-05T11:54:11.024Z")
+    assert all(band.checksum.algorithm == "SHA3-256" for band in (*scene.bands, *scene.masks))
+    checksums.verify(scene.bands[0].path, scene.bands[0].checksum)
     assert all("_60m.jp2" in path for path in (*(b.path for b in scene.bands), scene.masks[0].path))
     assert {(b.scale, b.offset, b.nodata_dn, b.saturated_dn) for b in scene.bands} == {(1e-4, -0.1, 0, 65535)}
     assert scene.notes[:2] == ("processing baseline 04.00", "BOA_ADD_OFFSET -1000, used")

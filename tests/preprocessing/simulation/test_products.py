@@ -57,7 +57,7 @@ def test_image_counts_are_told_right(tmp_path, level):
     options = safe.SafeOptions(192, level=level)
     told = []
     product = safe.write_safe(tmp_path, options, told.append)
-    assert len(told) == safe.image_count(options) == len(list(product.rglob("*.jp2")))
+    assert len(told) == safe.image_count(options) == len(list(product.rglob("IMG_DATA/**/*.jp2")))
 
 
 def test_names_differ_by_seed_and_fit_the_specification():

@@ -1,0 +1,59 @@
+"""Files against the sums their product states: a changed byte of an image decodes without any error."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from pipeline.errors import SceneError
+from preprocessing import locations
+from preprocessing.scenes import Checksum
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
+CHUNK_BYTES = 1 << 20
+
+
+def verify(location: str, stated: Checksum | None) -> None:
+    """Raise `SceneError` naming a file whose bytes do not sum to what its product states; None is no statement."""
+    made = _hash(stated)
+    if not stated or not made:
+        return
+    try:
+        with locations.open_bytes(location) as stream:
+            while chunk := stream.read(CHUNK_BYTES):
+                made.update(chunk)
+    except locations.UNREADABLE as error:
+        raise SceneError(f"{location} cannot be read ({error}); fetch the product again.") from error
+    _compare(made, stated, location)
+
+
+def check(data: bytes, stated: Checksum | None, where: str) -> None:
+    """Raise `SceneError` naming a file, given as its bytes, that does not sum to what its product states."""
+    made = _hash(stated)
+    if stated and made:
+        made.update(data)
+        _compare(made, stated, where)
+
+
+def _hash(stated: Checksum | None) -> _Hash | None:
+    # a kind that nobody knows cannot be checked
+    return ALGORITHMS[stated.algorithm]() if stated and stated.algorithm in ALGORITHMS else None
+
+
+def _compare(made: _Hash, stated: Checksum, where: str) -> None:
+    if made.hexdigest() != stated.value:
+        raise SceneError(
+            f"{where} is not what its product was published with: its {stated.algorithm} sum is {made.hexdigest()},"
+            f" the manifest states {stated.value}. Fetch the product again; where you changed the file yourself,"
+            " take the manifest away."
+        )
+
+
+ALGORITHMS: dict[str, Callable[[], _Hash]] = {
+    "MD5": lambda: hashlib.md5(usedforsecurity=False),
+    "SHA3-256": hashlib.sha3_256,
+}
+"""As manifest.safe spells them."""

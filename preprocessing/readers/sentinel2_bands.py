@@ -1,0 +1,183 @@
+"""What all layouts of Sentinel-2 products share: the offset rule, the mask codes, and how a scene is put together.
+
+Specification: S2-PDGS-TAS-DI-PSD (ESA).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline.errors import SceneError
+from pipeline.sample import Flag
+from preprocessing.readers.product import Request, choose_gsd, labels_beside, missing_band, scene_id
+from preprocessing.scenes import BandSource, Checksum, MaskSource, Scene
+
+BAND_IDS = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B10", "B11", "B12")
+"""The specification's `band_id` counts these from 0."""
+SCL_FLAGS = {
+    0: Flag.NODATA,
+    1: Flag.SATURATED,  # saturated or defective
+    3: Flag.SHADOW,
+    8: Flag.CLOUD,  # medium probability
+    9: Flag.CLOUD,  # high probability
+    10: Flag.CIRRUS,
+    11: Flag.SNOW,
+}
+CLASSI_FLAGS = (Flag.CLOUD, Flag.CIRRUS, Flag.SNOW)
+"""Layers of MSK_CLASSI: opaque clouds, cirrus, snow and ice (L1C from baseline 04.00 on)."""
+GML_FLAGS = {"OPAQUE": Flag.CLOUD, "CIRRUS": Flag.CIRRUS}
+"""Kinds of polygon in MSK_CLOUDS (L1C before baseline 04.00)."""
+FIRST_BASELINE_WITH_OFFSET = 4.0
+NATIVE = 0.0
+"""Pixel size of a file whose name has none (L1C: one file a band)."""
+OFFSET_TAGS = {"L2A": "BOA_ADD_OFFSET", "L1C": "RADIO_ADD_OFFSET"}
+
+_CLOUDS = re.compile(r"(?:.*/QI_DATA|qi)/(?:MSK_)?(CLASSI|CLOUDS)_B00\.(?:jp2|gml)")
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What a product's metadata says about the pixels."""
+
+    level: str
+    """L1C or L2A."""
+    baseline: str
+    acquired: str
+    quantification: float
+    """DN per unit of reflectance."""
+    offsets: Mapping[str, float]
+    """Band -> DN to add before dividing by the quantification; empty before baseline 04.00."""
+    nodata_dn: int = 0
+    saturated_dn: int | None = 65_535
+    cloud_share: float | None = None
+    generated: str = ""
+    """When the product was made."""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """A product, opened: its metadata and where its images are."""
+
+    product: Path
+    metadata: Metadata
+    members: Mapping[str, str]
+    """Relative name -> what rasterio opens."""
+    images: Mapping[str, Mapping[float, str]]
+    """Layer (B02, SCL) -> pixel size in metres -> relative name."""
+    folder: str
+    """Where images are looked for, for people."""
+    checksums: Mapping[str, Checksum] = field(default_factory=dict)
+    """Relative name -> what the product says its file's bytes sum to."""
+
+
+def has_offset(baseline: str) -> bool:
+    """Say whether digital numbers of a processing baseline carry an offset."""
+    try:
+        return float(baseline) >= FIRST_BASELINE_WITH_OFFSET
+    except ValueError:  # test data sets carry baselines like `unknown`
+        return False
+
+
+def make_scene(contents: Contents, request: Request, name: str, reader: str) -> Scene:
+    """Put a scene together; raises `SceneError` naming a band or mask that is missing, or an offset that is."""
+    metadata = contents.metadata
+    masks = _masks(contents, request)
+    return Scene(
+        id=scene_id(name),
+        sensor=request.sensor.name,
+        level=metadata.level,
+        reader=reader,
+        location=contents.product,
+        acquired=metadata.acquired,
+        bands=tuple(_band(contents, band, request) for band in request.bands),
+        masks=masks,
+        labels=labels_beside(contents.product),
+        licence=request.sensor.licence,
+        cloud_share=metadata.cloud_share,
+        version=f"{metadata.baseline} {metadata.generated}",
+        notes=_notes(contents, request, bool(masks)),
+    )
+
+
+def _band(contents: Contents, band: str, request: Request) -> BandSource:
+    metadata = contents.metadata
+    if band not in contents.images:
+        raise missing_band(contents.product, band, contents.folder, _present(contents.images))
+    name = choose_gsd(contents.images[band], request.gsd_m)
+    return BandSource(
+        name=band,
+        path=contents.members[name],
+        scale=1 / metadata.quantification,
+        offset=_offset(contents, band, request) / metadata.quantification,
+        nodata_dn=metadata.nodata_dn,
+        saturated_dn=metadata.saturated_dn,
+        checksum=contents.checksums.get(name),
+    )
+
+
+def _offset(contents: Contents, band: str, request: Request) -> float:
+    """Return the DN to add for one band."""
+    metadata = contents.metadata
+    # before 04.00 there is no list and nothing to add; from 04.00 on a missing list is damage
+    if request.offset == "applied" or not (metadata.offsets or has_offset(metadata.baseline)):
+        return 0.0
+    if band not in metadata.offsets:
+        raise SceneError(
+            f"{contents.product.name}: processing baseline {metadata.baseline} has {OFFSET_TAGS[metadata.level]} for"
+            f" every band, and the metadata has none for {band}. Fetch the product again. Where it was applied"
+            " already, set `offset: applied`."
+        )
+    return metadata.offsets[band]
+
+
+def _present(images: Mapping[str, Mapping[float, str]]) -> list[str]:
+    return [
+        f"{layer} ({', '.join(f'{size:g} m' for size in sorted(sizes))})" if NATIVE not in sizes else layer
+        for layer, sizes in sorted(images.items())
+        if layer in BAND_IDS
+    ]
+
+
+def _masks(contents: Contents, request: Request) -> tuple[MaskSource, ...]:
+    if contents.metadata.level == "L1C":
+        return _cloud_masks(contents)
+    if "SCL" not in contents.images:
+        raise SceneError(
+            f"{contents.product.name}: no scene classification (SCL) in {contents.product}/{contents.folder}."
+            " Fetch the product again."
+        )
+    name = choose_gsd(contents.images["SCL"], request.gsd_m)
+    return (
+        MaskSource(contents.members[name], classes=dict(SCL_FLAGS), checksum=contents.checksums.get(name)),
+    )
+
+
+def _cloud_masks(contents: Contents) -> tuple[MaskSource, ...]:
+    """Return the cloud mask of an L1C product, where it holds one."""
+    found = {match[1]: name for name in contents.members if (match := _CLOUDS.fullmatch(name))}
+    for kind in ("CLASSI", "CLOUDS"):
+        if kind in found:
+            path, checksum = contents.members[found[kind]], contents.checksums.get(found[kind])
+            if kind == "CLASSI":
+                return (MaskSource(path, layers=CLASSI_FLAGS, checksum=checksum),)
+            return (MaskSource(path, polygons=dict(GML_FLAGS), checksum=checksum),)
+    return ()
+
+
+def _notes(contents: Contents, request: Request, masked: bool) -> tuple[str, ...]:
+    metadata = contents.metadata
+    values = sorted(set(metadata.offsets.values()))
+    stated = ", ".join(f"{value:g}" for value in values) or "none"
+    used = "not used (offset: applied)" if request.offset == "applied" else "used"
+    notes = [
+        f"processing baseline {metadata.baseline}",
+        f"{OFFSET_TAGS[metadata.level]} {stated}, {used}",
+    ]
+    if not masked:
+        notes.append("no cloud mask in the product")
+    elif metadata.level == "L1C":
+        notes.append("clouds from the L1C mask, no shadows")
+    return tuple(notes)
