@@ -5,13 +5,13 @@
                       │
  preprocessing/  archives -> Zarr -> shards       training/  shards -> weights -> scores
    simulate shard show verify (entries)             pretrain finetune compare (entries)
-   settings scenes locations readers/* radiometry   loop runs world guards engine checkpoint
-   grids resampling tiling cutting quality          data reader tokens masking model attention
-   archive conventions packing spool assembly       schedule metrics tasks/*
-   profiles masks markup checksums files labelling splits
-   finding selection duplicates rounds planning
-   leakage reporting
-   scene_work kernel cluster simulation/*           tracking journal panels
+   settings files labelling splits scenes           loop runs world guards engine checkpoint
+   locations readers/* markup checksums finding     data reader tokens masking model attention
+   selection duplicates rounds planning             schedule metrics tasks/*
+   radiometry masks grids resampling tiling         tracking journal panels
+   cutting kernel archive conventions profiles
+   quality packing spool assembly leakage
+   reporting scene_work cluster simulation/*
                       └────────────┬─────────────────────┘
    pipeline/   manifest -> contract -> sample ; saliency ; indices ; sensors ; keys
                lock -> console -> config -> reference ; errors
