@@ -72,6 +72,9 @@ def main(argv: Sequence[str]) -> int:
     if arguments.dry_run:
         show_plan(request, found)
         return EXIT_DONE
+    if found.unselected and not found.total:
+        left_out = ", ".join(f"{n} {reason}" for reason, n in found.why_unselected().items())
+        raise ConfigError(f"no scene is left ({left_out}): change `select`.")
     try:
         with interruptible(), locked(request.output):
             # a first try with wrong bands stores nothing, and must not block the second
