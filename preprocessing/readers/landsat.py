@@ -1,4 +1,4 @@
-"""Landsat Collection 2 product folders, Level 2 (L2SP, L2SR) and Level 1, Landsat 4 to 9.
+"""Landsat Collection 2 products, folders and tars, Level 2 (L2SP, L2SR) and Level 1, Landsat 4 to 9.
 
 Rescaling comes from the MTL by group: it names REFLECTANCE_MULT_BAND_1 twice, once for each level. Specification:
 LSDS-1618 and LSDS-1619 (Level 2 format), LSDS-1822 (Level 1 format), USGS.
@@ -6,7 +6,6 @@ LSDS-1618 and LSDS-1619 (Level 2 format), LSDS-1822 (Level 1 format), USGS.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Collection, Sequence
@@ -15,6 +14,8 @@ from pathlib import Path
 from pipeline.errors import SceneError
 from pipeline.sample import Flag
 from pipeline.sensors import Sensor
+from preprocessing.readers import landsat_mtl
+from preprocessing.readers.landsat_mtl import AGAIN, Metadata
 from preprocessing.readers.product import (
     Reader,
     Request,
@@ -24,14 +25,10 @@ from preprocessing.readers.product import (
     missing_band,
     number,
     product_name,
-    read_member,
     scene_id,
     share,
 )
 from preprocessing.scenes import BandSource, MaskSource, Scene
-
-Metadata = dict[str, dict[str, str]]
-"""Group -> key -> value, all as text."""
 
 QA_PIXEL_BITS = {
     0: Flag.NODATA,
@@ -43,8 +40,12 @@ QA_PIXEL_BITS = {
 }
 _SENSOR_DIGITS = {"landsat_oli": "89", "landsat_tm": "457"}
 _PRODUCT_NAME = re.compile(r"L[COTE]0([4-9])_L[12][A-Z]{2}_\d{6}_\d{8}_\d{8}_\d{2}_(?:T1|T2|RT).*")
-_METADATA_NAME = re.compile(r"L[COTE]0([4-9])_.*_MTL\.(?:txt|json)", re.IGNORECASE)
-_ASSIGNMENT = re.compile(r"^\s*(\w+)\s*=\s*(.*?)\s*$")
+DROPPED_PIXEL_BIT = 9
+"""Of the saturation layer of TM and ETM+: the detector has no value."""
+SLC_FAILED = "2003-05-31"
+"""From then on Landsat 7 images have wedge-shaped gaps."""
+FRINGE_PX = 2
+"""Pixels round those gaps are interpolated across them."""
 
 
 def find(root: Path, request: Request) -> Sequence[Path]:
@@ -53,7 +54,7 @@ def find(root: Path, request: Request) -> Sequence[Path]:
 
     def is_product(place: Path, names: Collection[str]) -> bool:
         # a folder without its MTL is still a product: it must be refused, not overlooked
-        matches = [_METADATA_NAME.fullmatch(name) for name in names] + [_PRODUCT_NAME.fullmatch(place.name)]
+        matches = [landsat_mtl.NAME.fullmatch(name) for name in names] + [_PRODUCT_NAME.fullmatch(place.name)]
         return any(match and match[1] in digits for match in matches)
 
     return find_products(root, is_product)
@@ -62,10 +63,14 @@ def find(root: Path, request: Request) -> Sequence[Path]:
 def open_scene(product: Path, request: Request) -> Scene:
     """Describe one product folder; raises `SceneError` naming what is missing or cannot be used."""
     members = list_members(product)
-    metadata = _read_metadata(product, members)
+    metadata = landsat_mtl.read(product, members)
     contents = _group(metadata, "PRODUCT_CONTENTS", product)
     _check_instrument(metadata, request.sensor, product)
     level = contents.get("PROCESSING_LEVEL", "")
+    if level[:2] not in ("L1", "L2"):
+        raise SceneError(
+            f"{product.name}: the MTL's PROCESSING_LEVEL is {level!r}, not Level 1 or 2. {AGAIN}"
+        )
     return Scene(
         id=scene_id(product_name(product)),
         sensor=request.sensor.name,
@@ -74,70 +79,20 @@ def open_scene(product: Path, request: Request) -> Scene:
         location=product,
         acquired=_acquired(metadata, product),
         bands=_bands(product, members, metadata, request),
-        masks=_masks(product, members, contents, request.bands),
+        masks=_masks(product, members, metadata, request),
         labels=labels_beside(product),
         licence=request.sensor.licence,
         cloud_share=share(metadata["IMAGE_ATTRIBUTES"].get("CLOUD_COVER"), "CLOUD_COVER", product.name),
         # the records of both levels hold one; the later is this product's
         version=max(group.get("DATE_PRODUCT_GENERATED", "") for group in metadata.values()),
-        notes=(f"{_rescaling_group(level)} of the MTL",),
+        notes=_notes(metadata),
     )
-
-
-def _read_metadata(product: Path, members: Collection[str]) -> Metadata:
-    """Read the MTL, as text where it stands, else as JSON."""
-    # both forms stand in a product and say the same; text is what all collections have
-    names = [name for name in members if _METADATA_NAME.fullmatch(name)]
-    texts = [name for name in names if name.lower().endswith(".txt")] or names
-    if len(texts) != 1:
-        found = ", ".join(texts) or "none"
-        raise SceneError(
-            f"{product}: one *_MTL.txt or *_MTL.json is needed, found {found}. One folder a product."
-        )
-    text = read_member(product, texts[0]).decode("utf-8", errors="replace")
-    where = f"{product.name}/{texts[0]}"
-    return parse_mtl(text, where) if texts[0].lower().endswith(".txt") else _parse_json(text, where)
-
-
-def parse_mtl(text: str, where: str) -> Metadata:
-    """Parse an MTL.txt (ODL) into group -> key -> value; `where` names the file in errors.
-
-    Raises `SceneError` where it ends before its last group is closed: a truncated file must not pass.
-    """
-    groups: Metadata = {}
-    open_groups: list[str] = []
-    for match in filter(None, map(_ASSIGNMENT.match, text.splitlines())):
-        key, value = match[1], match[2].strip('"')
-        # the same keys occur in several groups, so a flat reading would mix the levels
-        if key == "GROUP":
-            open_groups.append(value)
-            groups.setdefault(value, {})
-        elif key == "END_GROUP":
-            open_groups = open_groups[:-1]
-        elif open_groups:
-            groups[open_groups[-1]][key] = value
-    if open_groups or not groups:
-        raise SceneError(
-            f"{where}: not a whole MTL file (group {' > '.join(open_groups) or '-'} is not closed). {_AGAIN}"
-        )
-    return groups
-
-
-def _parse_json(text: str, where: str) -> Metadata:
-    try:
-        tree = json.loads(text)
-        return {
-            group: {key: str(value) for key, value in pairs.items()}
-            for group, pairs in tree["LANDSAT_METADATA_FILE"].items()
-        }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SceneError(f"{where}: not a Collection-2 MTL ({error!r}). {_AGAIN}") from error
 
 
 def _group(metadata: Metadata, name: str, product: Path) -> dict[str, str]:
     if name not in metadata:
         raise SceneError(
-            f"{product.name}: the MTL has no group {name}; Collection 2 products have it. {_AGAIN}"
+            f"{product.name}: the MTL has no group {name}; Collection 2 products have it. {AGAIN}"
         )
     return metadata[name]
 
@@ -157,7 +112,7 @@ def _acquired(metadata: Metadata, product: Path) -> str:
     image = _group(metadata, "IMAGE_ATTRIBUTES", product)
     date, time = image.get("DATE_ACQUIRED"), image.get("SCENE_CENTER_TIME", "")
     if not date:
-        raise SceneError(f"{product.name}: the MTL has no DATE_ACQUIRED. {_AGAIN}")
+        raise SceneError(f"{product.name}: the MTL has no DATE_ACQUIRED. {AGAIN}")
     return f"{date}T{time}" if time else date
 
 
@@ -205,30 +160,52 @@ def _present(members: Collection[str]) -> list[str]:
 
 
 def _masks(
-    product: Path, members: dict[str, str], contents: dict[str, str], bands: Sequence[str]
+    product: Path, members: dict[str, str], metadata: Metadata, request: Request
 ) -> tuple[MaskSource, ...]:
     """QA_PIXEL for fill, cloud, shadow and snow; QA_RADSAT for the saturation of the requested bands."""
 
     def path(key: str) -> str:
-        name = contents.get(key, "")
+        name = metadata["PRODUCT_CONTENTS"].get(key, "")
         if name not in members:
-            raise SceneError(f"{product.name}: the quality layer {name or key} is not in {product}. {_AGAIN}")
+            raise SceneError(f"{product.name}: the quality layer {name or key} is not in {product}. {AGAIN}")
         return members[name]
 
     # bit n - 1 stands for band n; bits of bands that were not asked for are left alone
-    saturated = {int(band.removeprefix("B")) - 1: Flag.SATURATED for band in bands}
+    bits = {int(band.removeprefix("B")) - 1: Flag.SATURATED for band in request.bands}
+    if request.sensor.name == "landsat_tm":
+        bits[DROPPED_PIXEL_BIT] = Flag.NODATA
     return (
-        MaskSource(path("FILE_NAME_QUALITY_L1_PIXEL"), bits=dict(QA_PIXEL_BITS)),
-        MaskSource(path("FILE_NAME_QUALITY_L1_RADIOMETRIC_SATURATION"), bits=saturated),
+        MaskSource(
+            path("FILE_NAME_QUALITY_L1_PIXEL"),
+            bits=dict(QA_PIXEL_BITS),
+            grow_nodata_px=FRINGE_PX if _has_gaps(metadata) else 0,
+        ),
+        MaskSource(path("FILE_NAME_QUALITY_L1_RADIOMETRIC_SATURATION"), bits=bits),
     )
 
 
-_AGAIN = "Fetch the product again."
+def _has_gaps(metadata: Metadata) -> bool:
+    image = metadata["IMAGE_ATTRIBUTES"]
+    # ISO dates sort as texts
+    return image.get("SPACECRAFT_ID") == "LANDSAT_7" and image.get("DATE_ACQUIRED", "") >= SLC_FAILED
+
+
+def _notes(metadata: Metadata) -> tuple[str, ...]:
+    level = metadata["PRODUCT_CONTENTS"].get("PROCESSING_LEVEL", "")
+    notes = [f"{_rescaling_group(level)} of the MTL"]
+    if not level.startswith("L2"):
+        notes.append(
+            f"divided by the sine of the sun's elevation {metadata['IMAGE_ATTRIBUTES']['SUN_ELEVATION']}"
+        )
+    if _has_gaps(metadata):
+        notes.append(f"gaps of the failed scan line corrector widened by {FRINGE_PX} px")
+    return tuple(notes)
+
 
 READER = Reader(
     "landsat",
     ("landsat_oli", "landsat_tm"),
-    "Landsat Collection-2 product folders or `.tar` with `*_MTL.txt` and `*_SR_B*.TIF` (Level 2) or `*_B*.TIF` (Level 1)",
+    "Landsat Collection-2 product folders or `.tar` with `*_MTL.txt` (or .json, .xml) and `*_SR_B*.TIF` (Level 2) or `*_B*.TIF` (Level 1)",
     find,
     open_scene,
 )

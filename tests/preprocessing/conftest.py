@@ -1,5 +1,6 @@
 """Simulated products for the tests of this room; all are made once and must not be changed: copy what you break."""
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +32,9 @@ KINDS = (
     "landsat-LC08-L1TP",
     "landsat-LT05",
     "landsat-LC09-tar",
+    "landsat-LE07-L2SR",
+    "landsat-LT04-L1TP-tar",
+    "landsat-LC09-L1TP-polar",
     "oscd",
 )
 
@@ -62,6 +66,13 @@ MAKERS: dict[str, Callable[[Path], Path]] = {
     "sentinel2-L1C": lambda folder: write_safe(folder, SafeOptions(SMALL_PX, level="L1C")),
     "landsat-LC09": lambda folder: write_landsat(folder, LandsatOptions(SMALL_PX)),
     "landsat-LC08-L1TP": lambda folder: write_landsat(folder, LandsatOptions(SMALL_PX, 1, "LC08", "L1TP")),
+    "landsat-LE07-L2SR": lambda folder: write_landsat(folder, LandsatOptions(SMALL_PX, 1, "LE07", "L2SR")),
+    "landsat-LT04-L1TP-tar": lambda folder: tar_product(
+        write_landsat(folder, LandsatOptions(SMALL_PX, 1, "LT04", "L1TP"))
+    ),
+    "landsat-LC09-L1TP-polar": lambda folder: write_landsat(
+        folder, LandsatOptions(SMALL_PX, 1, "LC09", "L1TP", polar=True)
+    ),
     "landsat-LT05": lambda folder: write_landsat(folder, LandsatOptions(SMALL_PX, 1, "LT05")),
     "sentinel2-L2A-zip": lambda folder: zip_product(write_safe(folder, SafeOptions(SMALL_PX))),
     "sentinel2_aws-L1C": lambda folder: write_aws(
@@ -88,7 +99,7 @@ def all_bands(kind: str) -> Request:
         "sentinel2"
         if kind == "oscd" or "sentinel2" in kind
         else "landsat_tm"
-        if "LT05" in kind
+        if re.search("LT0|LE07", kind)
         else "landsat_oli"
     )
     without = {"B10"} if "L2A" in kind else set()
