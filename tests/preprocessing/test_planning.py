@@ -1,0 +1,107 @@
+import csv
+import json
+import shutil
+
+import pytest
+
+from pipeline import config as configs
+from pipeline import manifest as manifests
+from pipeline.errors import OutputError
+from preprocessing import finding, planning, quality, shard
+from preprocessing.settings import ShardConfig
+
+
+def request(words: list[str], *more: str) -> ShardConfig:
+    from pathlib import Path
+
+    return configs.load(ShardConfig, Path(words[0]), [*words[1:], *more])
+
+
+def test_the_plan_bounds_what_is_made(shard_words, shard_set, tmp_path):
+    asked = request(shard_words, f"output={tmp_path}")
+    plan = planning.estimate(asked, finding.find_scenes(asked))
+    made = manifests.read(shard_set)
+    size = sum(s.size_bytes for part in made.splits.values() for s in part)
+    assert plan.tiles == sum(made.scenes[0].tiles.values()) == 64
+    kept = made.samples("train") + made.samples("val")
+    assert plan.shard_bytes * kept / plan.tiles == pytest.approx(size, rel=0.5)
+    stored = planning.size_of(shard_set) - size
+    assert plan.archive_bytes == pytest.approx(stored, rel=0.6)
+    assert plan.worker_bytes > planning.BASE_BYTES
+    without = request(shard_words, f"output={tmp_path}", "keep_zarr=false")
+    assert planning.estimate(without, finding.find_scenes(without)).needed_bytes <= plan.needed_bytes
+
+
+def test_what_lies_there_already_needs_no_room(shard_words, shard_set, tmp_path):
+    asked = request(shard_words, f"output={tmp_path}")
+    again = request(shard_words, f"output={shard_set}")
+    plans = [planning.estimate(r, finding.find_scenes(r)) for r in (asked, again)]
+    assert plans[1].needed_bytes < plans[0].needed_bytes
+
+
+def test_p03_a_run_that_cannot_fit_does_not_start_and_names_the_numbers(shard_words, tmp_path, monkeypatch):
+    # a full disk of any size cannot be had in a test; the numbers compared are real
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(planning.shutil, "disk_usage", lambda path: usage._replace(free=2_000_000))
+    for more in ([], ["--dry-run"]):
+        with pytest.raises(
+            OutputError, match=r"has 2\.0 MB free, and this run needs about .* MB: .*keep_zarr"
+        ):
+            shard.main([*shard_words, f"output={tmp_path / 'set'}", *more])
+    assert not (tmp_path / "set/train").exists()
+
+
+def test_the_dry_run_tells_scenes_costs_and_rejections(products, shard_words, tmp_path, capsys):
+    product = products["sentinel2-L2A"]
+    for name in ("a", "b", "broken"):
+        shutil.copytree(product, tmp_path / "archive" / f"{name}.SAFE")
+    (tmp_path / "archive/broken.SAFE/MTD_MSIL2A.xml").unlink()
+    words = [shard_words[0], f"scenes={tmp_path / 'archive'}", *shard_words[2:], "labels=null"]
+    assert shard.main([*words, f"output={tmp_path / 'set'}", "--dry-run"]) == 0
+    told = capsys.readouterr().out
+    for part in (
+        "rejected: ",
+        "broken.SAFE",
+        "one acquisition: a, b",
+        "tiles, at most",
+        "GB free",
+        "a worker",
+    ):
+        assert part in told
+    assert not (tmp_path / "set").exists()
+
+
+def test_rejected_lines_that_are_removed_are_tried_again_and_added_ones_left_out(products, tmp_path, capsys):
+    shutil.copytree(products["oscd"].parent, tmp_path / "archive/images/a")
+    whole = next((tmp_path / "archive/images/a/imgs_1").glob("*_B04.tif"))
+    data = whole.read_bytes()
+    whole.write_bytes(data[: len(data) // 2])
+    output = tmp_path / "set"
+    words = [
+        str(configs.ROOT / "configs/shard/oscd.yaml"),
+        f"scenes={tmp_path / 'archive'}",
+        f"output={output}",
+    ]
+    words += ["tile_px=48", "split.val_share=0", "min_valid=0", "min_clear=0", "max_rejected=1"]
+    assert shard.main(words) == 0
+    (line,) = quality.read_rejected(output)
+    assert line.tried
+    # the file is as it was, so nothing is tried; without its line it is tried, and rejected again
+    for text, told in (("", "nothing was done"), ("product,reason,tried\n", "1 rejected")):
+        if text:
+            (output / quality.REJECTED).write_text(text)
+        capsys.readouterr()
+        assert shard.main(words) == 0
+        assert told in capsys.readouterr().out
+        assert quality.read_rejected(output) == [line]
+    # a person finds the other image ugly: it is left out, and counts for no limit
+    with (output / quality.REJECTED).open("a", newline="") as stream:
+        csv.writer(stream).writerow([line.product.replace("imgs_1", "imgs_2"), "ugly", ""])
+    whole.write_bytes(data)
+    assert shard.main([*words, "max_rejected=0"]) == 0
+    assert [s.id for s in manifests.read(output).scenes] == ["oscd_a_1"]
+    tree = json.loads((output / "quality.json").read_text())
+    assert [r["reason"] for r in tree["rejected"]] == ["ugly"]
+    (output / quality.REJECTED).unlink()
+    assert shard.main(words) == 0
+    assert [s.id for s in manifests.read(output).scenes] == ["oscd_a_1", "oscd_a_2"]
