@@ -117,7 +117,7 @@ def _source(product: Path, band: str, request: Request) -> BandSource:
 def _given(product: Path, request: Request) -> Given:
     beside = product / f"{product.name}_labels_metadata.json"
     if request.table is not None:
-        classes, split = _table(request.table).get(product.name, (None, ""))
+        classes, split = _table(request.table, _changed(request.table)).get(product.name, (None, ""))
         return Given(product.name, classes, split)
     return Given(product.name, read_labels(beside) if beside.is_file() else None)
 
@@ -140,9 +140,18 @@ def to_19(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in CLASSES_19 if name in found)
 
 
+def _changed(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError as error:
+        raise MissingInputError(
+            f"there is no {path} (labels.table). It can be had at {LISTS_FROM}."
+        ) from error
+
+
 @lru_cache(maxsize=2)
-def _table(path: Path) -> dict[str, tuple[tuple[str, ...] | None, str]]:
-    """Read metadata.parquet: patch -> (class names, split)."""
+def _table(path: Path, changed: int) -> dict[str, tuple[tuple[str, ...] | None, str]]:
+    """Read metadata.parquet: patch -> (class names, split); `changed`, its time of change, keeps the cache right."""
     rows = _read_parquet(path)
     if not {"patch_id", "labels", "split"} <= set(rows):
         raise ConfigError(
@@ -159,8 +168,6 @@ def _read_parquet(path: Path) -> dict[str, list[Any]]:
     # at first use: half a second, and no other reader needs it
     import pyarrow.parquet
 
-    if not path.is_file():
-        raise MissingInputError(f"there is no {path} (labels.table). It can be had at {LISTS_FROM}.")
     try:
         table: dict[str, list[Any]] = pyarrow.parquet.read_table(path).to_pydict()
     except (pyarrow.ArrowException, OSError) as error:
