@@ -11,6 +11,7 @@
    radiometry masks grids resampling tiling         tracking journal panels
    cutting kernel archive conventions profiles
    quality packing spool assembly leakage
+   offset_check
    reporting scene_work cluster simulation/*
                       └────────────┬─────────────────────┘
    pipeline/   manifest -> contract -> sample ; saliency ; indices ; sensors ; keys

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from rasterio.errors import RasterioError
 
 from pipeline import console
-from preprocessing import duplicates, scene_work
+from preprocessing import duplicates, offset_check, scene_work
 from preprocessing.cluster import Pool
 from preprocessing.duplicates import Decision
 from preprocessing.finding import Found
@@ -62,6 +62,9 @@ def _take(outcome: Outcome, result: Spool | Rejection) -> None:
         outcome.rejections.append(result)
     else:
         outcome.spools[result.scene] = result
+        for note in result.notes:
+            if note.startswith(offset_check.WARNING):
+                console.say(f"{result.scene}: {note}")
 
 
 def _next(

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import SceneError
 from pipeline.indices import index
+from pipeline.sample import NODATA
 from preprocessing import (
     archive,
     cutting,
@@ -23,6 +24,7 @@ from preprocessing import (
     labelling,
     locations,
     masks,
+    offset_check,
     quality,
     radiometry,
     resampling,
@@ -242,7 +244,7 @@ def write_samples(job: SceneJob, stored: StoredScene) -> Spool:
         reader=header.reader,
         acquired=header.acquired,
         licence=header.licence,
-        notes=header.notes,
+        notes=(*header.notes, *offset_check.doubts(job.scene, histogram, NODATA)),
         dropped=chosen.dropped,
         segments=tuple(writer.segments),
         dates=header.dates,
