@@ -40,7 +40,8 @@ FORMAT_VERSION = 1
 FOLDER = "archive.zarr"
 MARKER = "reflectance/COMPLETE.json"
 """Inside an array's folder: beside the arrays Zarr would warn of a file that is none of its own."""
-CHUNK_PX = 256
+CHUNK_PX = 512
+"""Each chunk costs Zarr about a millisecond, whatever it holds."""
 SHARD_PX = 2048
 _CELL_ARRAYS = ("cells", "index", "statistic")
 NO_LABEL = NO_CLASS
@@ -141,15 +142,16 @@ class SceneWriter:
         attributes: dict[str, Any],
     ) -> None:
         """Lay out a sharded raster of a type and its fill value."""
-        # small scenes get one small shard, not a padded large one
+        # small scenes get one small chunk, not a padded large one
         lead, sides = shape[:-2], shape[-2:]
-        shard = tuple(min(SHARD_PX, -(-side // CHUNK_PX) * CHUNK_PX) for side in sides)
+        chunk = tuple(min(CHUNK_PX, side) for side in sides)
+        shard = tuple(min(SHARD_PX, -(-side // c) * c) for side, c in zip(sides, chunk, strict=True))
         self._arrays[name] = self._group.create_array(
             name,
             shape=shape,
             dtype=kind[0],
             # one band a shard: a scene is written band by band, and a shard must have one writer
-            chunks=(1,) * len(lead) + (CHUNK_PX, CHUNK_PX),
+            chunks=(1,) * len(lead) + chunk,
             shards=(1,) * len(lead) + shard,
             compressors=_codecs(np.dtype(kind[0]).itemsize),
             fill_value=kind[1],

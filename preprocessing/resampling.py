@@ -18,8 +18,8 @@ from rasterio.warp import reproject
 
 from preprocessing.grids import Grid
 
-STRIP_PX = 512
-"""Rows worked on at a time: bounds the memory of float intermediates."""
+STRIP_PX = 128
+"""Rows worked on at a time: float intermediates of a strip stay in the processor's cache."""
 LEAST_SHARE = 1e-5
 """Less of a source pixel than this is rounding: of 65 535 it would be less than one unit."""
 Image = NDArray[np.float32]
@@ -101,10 +101,20 @@ def _mix(values: Image, columns: Taps, rows: Taps, strip: slice) -> Image:
     positions, weights = rows.positions[:, strip], rows.weights[:, strip]
     # only the source rows this strip needs are widened
     low, high = int(positions.min()), int(positions.max()) + 1
-    part = values[low:high]
-    wide = sum(part[:, p] * w for p, w in zip(columns.positions, columns.weights, strict=True))
-    mixed: Image = sum(wide[p - low] * w[:, None] for p, w in zip(positions, weights, strict=True))
-    return mixed
+    wide = _weighed(values[low:high], columns.positions, columns.weights, axis=1)
+    return _weighed(wide, positions - low, weights[..., None], axis=0)
+
+
+def _weighed(values: Image, positions: Ints, weights: Image, axis: int) -> Image:
+    """Return the sum over taps of the values at their positions along an axis, times their weights."""
+    # taken and added in place: fancy indexing is four times slower
+    total = np.take(values, positions[0], axis=axis, mode="clip")
+    total *= weights[0]
+    for position, weight in zip(positions[1:], weights[1:], strict=True):
+        part = np.take(values, position, axis=axis, mode="clip")
+        part *= weight
+        total += part
+    return total
 
 
 def touched(flagged: NDArray[np.bool_], source: Grid, target: Grid, how: Resampling) -> NDArray[np.bool_]:
