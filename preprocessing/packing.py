@@ -15,9 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline import manifest as manifests
-from pipeline.errors import CorruptDataError
+from pipeline import sample as samples
+from pipeline.errors import CorruptDataError, unknown
 from pipeline.keys import hash_text
-from pipeline.manifest import Shard
+from pipeline.manifest import Manifest, Shard
+from pipeline.sample import Sample
 from preprocessing import spool as spools
 from preprocessing.settings import digest
 from preprocessing.spool import Segment, Spool
@@ -156,6 +158,17 @@ def read_shard(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
                 yield key, {name[2]: _data(archive, member) for name, member, archive in group}
     except (tarfile.TarError, OSError) as error:
         raise CorruptDataError(f"{path} is no complete tar file ({error}). Make this shard again.") from error
+
+
+def find(folder: Path, made: Manifest, key: str) -> Sample:
+    """Return one sample of a set by its key; raises `UnknownNameError` where it has none of that name."""
+    known: list[str] = []
+    for shard in (s for part in made.splits.values() for s in part):
+        for found, members in read_shard(folder / shard.path):
+            if found == key:
+                return samples.decode(found, members, shard.path)
+            known.append(found)
+    raise unknown("sample", key, known[:1000], f"the shard set {made.name}")
 
 
 def _data(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from rasterio.crs import CRS
 
 from pipeline.sample import NODATA, Flag
-from preprocessing.archive import CHUNK_PX, StoredScene
+from preprocessing.archive import CHUNK_PX
 from preprocessing.grids import Grid
+from preprocessing.memory import SceneData
 from preprocessing.tiling import Choice
 
 BIN = 50
@@ -28,7 +29,7 @@ INDEX_BINS = 80
 WINDOWS = 8
 """A scene's histogram is made of this many windows along each side, of a chunk each."""
 LETTERS = {"train": "t", "val": "v", "test": "e", "buffer": "b", "duplicate": "d", "nodata": "n", "saturated": "x",
-           "cloud": "c", "shadow": "s", "cirrus": "i", "snow": "w"}  # fmt: skip
+           "cloud": "c", "shadow": "s", "cirrus": "i", "snow": "w", "unlisted": "u"}  # fmt: skip
 """What became of a tile, as one letter."""
 OTHER = "o"
 Counts = tuple[tuple[int, ...], ...]
@@ -74,7 +75,7 @@ class Profile:
 
 
 def profile(
-    stored: StoredScene, mask: NDArray[np.uint8], chosen: Choice, step_px: tuple[int, int], indices: Counts
+    stored: SceneData, mask: NDArray[np.uint8], chosen: Choice, step_px: tuple[int, int], indices: Counts
 ) -> Profile:
     """Describe a stored scene; step_px: side of a tile and distance between tiles."""
     grid = stored.header.grid
@@ -93,7 +94,7 @@ def profile(
     )
 
 
-def band_counts(stored: StoredScene, band: int) -> NDArray[np.int64]:
+def band_counts(stored: SceneData, band: int) -> NDArray[np.int64]:
     """Return the histogram of a band's measured pixels in windows spread over the scene."""
     counts = np.zeros((HIGHEST - LOWEST) // BIN, np.int64)
     for rows, columns in windows(stored.header.grid.shape_px):

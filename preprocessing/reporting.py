@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline.manifest import Manifest, write_atomically
 from pipeline.sample import NODATA, SCALE, Flag
-from preprocessing import finding, leakage, profiles, quality
+from preprocessing import finding, leakage, page, profiles, quality
 from preprocessing.finding import Found
 from preprocessing.profiles import BIN, HIGHEST, LOWEST
 from preprocessing.quality import Histogram
@@ -37,9 +37,10 @@ class Inputs:
 
 
 def write(inputs: Inputs) -> dict[str, Any]:
-    """Write `quality.json`; returns its tree."""
-    tree = report(inputs)
-    write_atomically(inputs.request.output / quality.REPORT, (json.dumps(tree, indent=1) + "\n").encode())
+    """Write `quality.json` and `quality.html`; returns the tree of the first."""
+    tree, folder = report(inputs), inputs.request.output
+    write_atomically(folder / quality.REPORT, (json.dumps(tree, indent=1) + "\n").encode())
+    write_atomically(folder / page.NAME, page.page(inputs.made, tree, folder).encode())
     return tree
 
 

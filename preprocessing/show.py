@@ -1,61 +1,71 @@
-"""Entry: what a shard set holds, as a table and as a picture of some tiles with their saliency.
+"""Entry: a shard set as a table and pictures: tiles, one sample, one scene; and a scene as GeoTIFF.
 
-python preprocessing/show.py SHARDS [--split train] [--count 24] [--picture FILE.png]
+python preprocessing/show.py SHARDS [--split train] [--count 24] [--sample KEY] [--scene ID] [--picture FILE.png] [--cog FILE.tif]
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 if not __package__:  # run by path: `python preprocessing/show.py`
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-import numpy as np
-from numpy.typing import NDArray
-from rasterio.errors import NotGeoreferencedWarning
-from rasterio.io import MemoryFile
 
-from pipeline import console, sample
+from pipeline import console
 from pipeline import manifest as manifests
-from pipeline.contract import normalisation
-from pipeline.errors import EXIT_DONE, OutputError
+from pipeline.errors import EXIT_DONE, MissingInputError, unknown
 from pipeline.manifest import Manifest
-from pipeline.saliency import saliency
-from pipeline.sample import Sample
-from pipeline.sensors import sensor
-from preprocessing import packing
-
-COLUMNS = 6
-GAP_PX = 4
-GAMMA = 0.7
-Picture = NDArray[np.uint8]
-"""[3, y, x]"""
+from preprocessing import archive, cog, packing, panels, pictures
+from preprocessing.archive import StoredScene
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the entry; returns the exit code."""
+    arguments = _parser().parse_args(argv)
+    folder = arguments.shards.expanduser()
+    made = manifests.read(folder)
+    folder = folder if folder.is_dir() else folder.parent
+    if arguments.cog:
+        stored = scene_of(folder, made, arguments.scene)
+        console.say(f"{cog.export(stored, arguments.cog)}: {stored.header.id}, reflectance x 10 000.")
+        return EXIT_DONE
+    if arguments.scene is not None:
+        stored = scene_of(folder, made, arguments.scene)
+        _write(arguments, folder, f"scene-{stored.header.id}", panels.of_scene(made, stored))
+        return EXIT_DONE
+    if arguments.sample:
+        tile = packing.find(folder, made, arguments.sample)
+        console.say("\n".join(f"{key}: {value}" for key, value in tile.info.items()))
+        _write(arguments, folder, f"sample-{tile.key}", panels.of_sample(made, tile))
+        return EXIT_DONE
+    console.say(describe(made))
+    samples = pictures.first_samples(folder, made, arguments.split, arguments.count)
+    sheet = panels.Panels(
+        pictures.contact_sheet(made, samples), ("tiles in natural colours, saliency beside",)
+    )
+    _write(arguments, folder, f"contact-{arguments.split}", sheet)
+    return EXIT_DONE
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description="Show what a shard set holds.",
-        epilog="example: python preprocessing/show.py demo/shards/sentinel2 --count 24",
+        epilog="examples:\n  python preprocessing/show.py demo/shards/sentinel2 --count 24\n"
+        "  python preprocessing/show.py demo/shards/sentinel2 --scene first --picture scene.png\n"
+        "  python preprocessing/show.py demo/shards/sentinel2 --scene first --cog scene.tif",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("shards", type=Path, help="folder of a shard set, or its manifest.json")
     parser.add_argument("--split", default="train", help="split to take tiles from (default: train)")
     parser.add_argument("--count", type=_count, default=24, help="number of tiles (default: 24)")
-    parser.add_argument("--picture", type=Path, help="PNG to write (default: contact-SPLIT.png in the set)")
-    arguments = parser.parse_args(argv)
-    folder = arguments.shards.expanduser()
-    made = manifests.read(folder)
-    folder = folder if folder.is_dir() else folder.parent
-    console.say(describe(made))
-    picture = arguments.picture or folder / f"contact-{arguments.split}.png"
-    write_png(picture, contact_sheet(made, first_samples(folder, made, arguments.split, arguments.count)))
-    console.say(f"{picture}: each tile in natural colours, and beside it its saliency (bright is salient).")
-    return EXIT_DONE
+    parser.add_argument("--sample", metavar="KEY", help="one sample: natural colours, indices, saliency")
+    parser.add_argument("--scene", metavar="ID", help="one scene of the archive likewise, or `first`")
+    parser.add_argument("--picture", type=Path, help="PNG to write (default: in the set)")
+    parser.add_argument("--cog", type=Path, metavar="FILE", help="write the scene as cloud-optimised GeoTIFF")
+    return parser
 
 
 def _count(text: str) -> int:
@@ -64,6 +74,29 @@ def _count(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"at least one tile is needed, not {number}")
     return number
+
+
+def _write(arguments: argparse.Namespace, folder: Path, name: str, shown: panels.Panels) -> None:
+    path = arguments.picture or folder / f"{name}.png"
+    pictures.write_png(path, shown.picture)
+    console.say(f"{path}: {', '.join(shown.titles)} (saliency: bright is salient).")
+
+
+def scene_of(folder: Path, made: Manifest, name: str | None) -> StoredScene:
+    """Open a scene of a set's archive, the first where no other is named.
+
+    Raises `UnknownNameError` for one the set has not, and `MissingInputError` where the archive was not kept.
+    """
+    names = [scene.id for scene in made.scenes]
+    wanted = names[0] if name in (None, "first") else str(name)
+    if wanted not in names:
+        raise unknown("scene", wanted, names, f"the shard set {made.name}")
+    place = folder / archive.FOLDER / wanted
+    if not place.is_dir():
+        raise MissingInputError(
+            f"{place} is not there: the archive was not kept. Make the set with `keep_zarr: true` to see whole scenes."
+        )
+    return StoredScene(place)
 
 
 def describe(made: Manifest) -> str:
@@ -80,63 +113,6 @@ def describe(made: Manifest) -> str:
     indices = ", ".join(f"{name} from {'/'.join(bands)}" for name, bands in contract.index_bands.items())
     body = console.table(["band", "role", "nm", "mean", "std", "0.5 %", "99.5 %"], rows)
     return f"{title}\n{splits}; {len(made.scenes)} scenes; {indices}\n{body}"
-
-
-def first_samples(folder: Path, made: Manifest, split: str, count: int) -> list[Sample]:
-    """Return the first samples of a split; their order is shuffled already."""
-    paths = [folder / shard.path for shard in made.shards(split)]
-    # lazily: only as many shards are opened as the picture needs
-    found = ((key, members, path) for path in paths for key, members in packing.read_shard(path))
-    return [sample.decode(key, members, str(path)) for key, members, path in itertools.islice(found, count)]
-
-
-def contact_sheet(made: Manifest, samples: Sequence[Sample]) -> Picture:
-    """Lay tiles out in rows, each in natural colours beside its saliency; returns uint8 [3, y, x]."""
-    pairs = [np.concatenate([natural_colours(made, s), heat(s)], axis=2) for s in samples]
-    height, width = made.contract.tile_px + GAP_PX, 2 * made.contract.tile_px + GAP_PX
-    sheet = np.full((3, -(-len(pairs) // COLUMNS) * height, COLUMNS * width), 255, np.uint8)
-    for number, pair in enumerate(pairs):
-        top, left = number // COLUMNS * height, number % COLUMNS * width
-        sheet[:, top : top + pair.shape[1], left : left + pair.shape[2]] = pair
-    return sheet
-
-
-def natural_colours(made: Manifest, tile: Sample) -> Picture:
-    """Return red, green and blue, uint8 [3, y, x], stretched between the set's 0.5 and 99.5 % quantiles."""
-    names = made.contract.band_names
-    bands = tuple(sensor(made.contract.sensor).resolve(role, names).name for role in ("red", "green", "blue"))
-    places = made.contract.band_positions(bands)
-    # the set's own quantiles, as the model sees them
-    stretched = normalisation("minmax", tuple(made.statistics[p] for p in places))(tile.pixels[places])
-    return (stretched**GAMMA * 255).astype(np.uint8)
-
-
-def heat(tile: Sample) -> Picture:
-    """Return a tile's saliency as a picture from black over red to yellow, [3, y, x]."""
-    rows, columns = tile.cells.shape[1:3]
-    level = saliency(tile.cells).reshape(rows, columns)
-    cell_px = tile.mask.shape[0] // rows
-    # a cell is one colour: the model sees no finer saliency
-    fine = np.kron(level, np.ones((cell_px, cell_px)))
-    return (np.stack([np.clip(2 * fine, 0, 1), np.clip(2 * fine - 1, 0, 1), fine * 0]) * 255).astype(np.uint8)
-
-
-def write_png(path: Path, picture: Picture) -> None:
-    """Write a picture, uint8 [3, y, x], as PNG; raises `OutputError` where it cannot be written."""
-    bands, height, width = picture.shape
-    shape = {"width": width, "height": height, "count": bands, "dtype": "uint8"}
-    # in memory first: what rasterio raises for a file that cannot be written has no public name
-    with warnings.catch_warnings(), MemoryFile() as memory:
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # a contact sheet lies nowhere
-        with memory.open(driver="PNG", **shape) as png:
-            png.write(picture)
-        data = memory.read()
-    try:
-        manifests.write_atomically(path, data)
-    except OSError as error:
-        raise OutputError(
-            f"cannot write {path} ({error}). Take another place with --picture FILE.png."
-        ) from error
 
 
 if __name__ == "__main__":

@@ -65,6 +65,7 @@ def contents(output: Path) -> dict[str, bytes]:
         *output.glob("*/*.tar"),
         output / "manifest.json",
         output / "quality.json",
+        output / "quality.html",
         output / "rejected.csv",
     ]
     return {str(p.relative_to(output)): p.read_bytes() for p in names}
