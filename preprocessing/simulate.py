@@ -1,4 +1,4 @@
-"""Write a small simulated archive of genuine product folders: one Sentinel-2 L2A `.SAFE`, one Landsat 9 L2SP.
+"""Write a small simulated archive of genuine products: one Sentinel-2 L2A `.SAFE`, one Landsat 9 L2SP, or others.
 
     python preprocessing/simulate.py demo/archive
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -25,9 +26,9 @@ from pydantic import Field, field_validator
 
 from pipeline.config import Config, build
 from pipeline.console import Progress, run, say
-from pipeline.errors import EXIT_DONE, OutputError
+from pipeline.errors import EXIT_DONE, OutputError, unknown
 from pipeline.sensors import SENSORS
-from preprocessing.simulation import landsat, safe
+from preprocessing.simulation.products import PRODUCTS, Ground
 from preprocessing.simulation.raster import write_picture
 from preprocessing.simulation.view import block_mean, make_view
 
@@ -47,12 +48,41 @@ class Simulation(Config):
     baseline: str = Field(default="05.10", pattern=r"^\d\d\.\d\d$")
     """Sentinel-2 processing baseline; from 04.00 on digital numbers carry an offset."""
 
+    products: tuple[str, ...] = ("sentinel2-l2a", "landsat9-l2sp")
+    """Which products to make, of: PRODUCTS; on the command line with commas between."""
+
+    @field_validator("products", mode="before")
+    @classmethod
+    def _listed(cls, value: object) -> object:
+        return tuple(value.split(",")) if isinstance(value, str) else value
+
+    @field_validator("products")
+    @classmethod
+    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if name not in PRODUCTS:
+                raise ValueError(str(unknown("product", name, PRODUCTS)))
+        # packed or not, two of one kind would have one name
+        kinds = [re.sub("-(zip|tar)$", "", name) for name in value]
+        if len(set(kinds)) < len(kinds):
+            raise ValueError("two products of one kind in one archive; make another archive for one of them")
+        return value
+
+    @property
+    def ground(self) -> Ground:
+        """Return what the products are made of."""
+        return Ground(self.size_px, self.seed, self.baseline)
+
     @field_validator("size_px")
     @classmethod
     def _grids_nest(cls, value: int) -> int:
         if value % 6:
             raise ValueError(f"{value} is not a multiple of 6; take {value // 6 * 6} or {value // 6 * 6 + 6}")
         return value
+
+
+_DEFAULTS = Simulation().model_dump(mode="json")
+"""What archives of before a setting existed were made with."""
 
 
 def simulate(output: Path, settings: Simulation, progress: Callable[[str], None] = lambda name: None) -> bool:
@@ -95,9 +125,10 @@ def _is_there(output: Path, settings: Simulation) -> bool:
             f"{output} is not empty and holds no simulated archive. Choose another folder."
         ) from error
     # never mix two grounds in one folder: their products would look like one archive
-    if record.get("format_version") != FORMAT_VERSION or made_with != settings.model_dump():
+    asked = settings.model_dump(mode="json")
+    if record.get("format_version") != FORMAT_VERSION or {**_DEFAULTS, **made_with} != asked:
         raise OutputError(
-            f"{output} holds an archive of other settings ({made_with}, asked for {settings.model_dump()})."
+            f"{output} holds an archive of other settings ({made_with}, asked for {asked})."
             " Choose another folder, or remove this one."
         )
     return all(
@@ -106,9 +137,8 @@ def _is_there(output: Path, settings: Simulation) -> bool:
 
 
 def _write_products(folder: Path, settings: Simulation, progress: Callable[[str], None]) -> None:
-    sentinel2, landsat9 = _options(settings)
-    safe.write_safe(folder, sentinel2, progress)
-    landsat.write_landsat(folder, landsat9, progress)
+    for name in settings.products:
+        PRODUCTS[name].write(folder, settings.ground, progress)
     # the picture has no sensor noise: it is for people, and compresses better
     view = make_view(settings.size_px, settings.seed, "sentinel2")
     reduction = max(settings.size_px // PICTURE_PX, 1)
@@ -118,24 +148,16 @@ def _write_products(folder: Path, settings: Simulation, progress: Callable[[str]
     progress("quicklook.png")
 
 
-def _options(settings: Simulation) -> tuple[safe.SafeOptions, landsat.LandsatOptions]:
-    return (
-        safe.SafeOptions(settings.size_px, settings.seed, settings.baseline),
-        landsat.LandsatOptions(settings.size_px, settings.seed),
-    )
-
-
 def image_count(settings: Simulation) -> int:
     """Return how many images `simulate` reports to its `progress`."""
-    sentinel2, landsat9 = _options(settings)
-    return safe.image_count(sentinel2) + landsat.image_count(landsat9) + 1
+    return sum(PRODUCTS[name].image_count(settings.ground) for name in settings.products) + 1
 
 
 def _write_record(folder: Path, settings: Simulation) -> None:
     files = {
         p.relative_to(folder).as_posix(): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()
     }
-    record = {"format_version": FORMAT_VERSION, "settings": settings.model_dump(), "files": files}
+    record = {"format_version": FORMAT_VERSION, "settings": settings.model_dump(mode="json"), "files": files}
     (folder / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
 
 
@@ -195,9 +217,11 @@ def main(argv: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     defaults = Simulation()
     parser = argparse.ArgumentParser(
-        description="Write a small simulated archive: a Sentinel-2 L2A .SAFE and a Landsat 9 L2SP folder.",
+        description="Write a small simulated archive: a Sentinel-2 L2A .SAFE and a Landsat 9 L2SP folder, or others.",
         epilog="examples:\n  python preprocessing/simulate.py demo/archive\n"
-        "  python preprocessing/simulate.py /path/to/archive --size-px 3072 --seed 7",
+        "  python preprocessing/simulate.py /path/to/archive --size-px 3072 --seed 7\n"
+        "  python preprocessing/simulate.py /path/to/archive --products sentinel2-l1c-zip,landsat7-l2sr\n\n"
+        f"products:\n  {' '.join(PRODUCTS)}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
@@ -207,6 +231,9 @@ def _parser() -> argparse.ArgumentParser:
         "--size-px", type=int, help=f"side in 10 m pixels, a multiple of 6 (default {defaults.size_px})"
     )
     parser.add_argument("--seed", type=int, help=f"another seed, another ground (default {defaults.seed})")
+    parser.add_argument(
+        "--products", help=f"with commas between (default {','.join(defaults.products)}); listed below"
+    )
     parser.add_argument("--baseline", help=f"Sentinel-2 processing baseline (default {defaults.baseline})")
     return parser
 

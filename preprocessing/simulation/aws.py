@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,13 @@ from preprocessing.simulation.safe import SafeOptions, write_safe
 _IMAGE = re.compile(r".*_(B[0-9][0-9A]|SCL)(?:_(\d+)m)?\.jp2")
 
 
-def write_aws(folder: Path, options: SafeOptions) -> Path:
-    """Write one tile and its land cover into `folder`; returns the tile's folder, named by its identifier."""
+def write_aws(folder: Path, options: SafeOptions, written: Callable[[str], None] = lambda name: None) -> Path:
+    """Write one tile and its land cover into `folder`; returns the tile's folder, named by its identifier.
+
+    written: is told each image's name when it is done.
+    """
     with tempfile.TemporaryDirectory(dir=folder) as work:
-        product = write_safe(Path(work), options)
+        product = write_safe(Path(work), options, written)
         [granule] = (product / "GRANULE").iterdir()
         [identifier] = re.findall(r"<TILE_ID[^>]*>([^<]+)<", (granule / "MTD_TL.xml").read_text("utf-8"))
         tile: Path = folder / str(identifier)

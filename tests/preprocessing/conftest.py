@@ -13,30 +13,29 @@ from pipeline.sensors import SENSORS
 from preprocessing import shard
 from preprocessing.readers import Request
 from preprocessing.simulate import Simulation, simulate
-from preprocessing.simulation.aws import write_aws
-from preprocessing.simulation.landsat import LandsatOptions, write_landsat
-from preprocessing.simulation.packed import tar_product, zip_product
+from preprocessing.simulation.products import PRODUCTS, Ground
 from preprocessing.simulation.raster import write_tif
-from preprocessing.simulation.safe import SafeOptions, digital_numbers, write_safe
+from preprocessing.simulation.safe import digital_numbers
 from preprocessing.simulation.view import make_view
 
 SMALL_PX = 192
-KINDS = (
-    "sentinel2-L2A",
-    "sentinel2-L1C",
-    "sentinel2-L2A-zip",
-    "sentinel2_aws-L1C",
-    "sentinel2_aws-L1C-zip",
-    "sentinel2_aws-L2A",
-    "landsat-LC09",
-    "landsat-LC08-L1TP",
-    "landsat-LT05",
-    "landsat-LC09-tar",
-    "landsat-LE07-L2SR",
-    "landsat-LT04-L1TP-tar",
-    "landsat-LC09-L1TP-polar",
-    "oscd",
-)
+SIMULATED = {
+    "sentinel2-L2A": "sentinel2-l2a",
+    "sentinel2-L1C": "sentinel2-l1c",
+    "sentinel2-L2A-zip": "sentinel2-l2a-zip",
+    "sentinel2_aws-L1C": "sentinel2-aws-l1c",
+    "sentinel2_aws-L1C-zip": "sentinel2-aws-l1c-zip",
+    "sentinel2_aws-L2A": "sentinel2-aws-l2a",
+    "landsat-LC09": "landsat9-l2sp",
+    "landsat-LC09-tar": "landsat9-l2sp-tar",
+    "landsat-LC09-L1TP-polar": "landsat9-l1tp-polar",
+    "landsat-LC08-L1TP": "landsat8-l1tp",
+    "landsat-LE07-L2SR": "landsat7-l2sr",
+    "landsat-LT05": "landsat5-l2sp",
+    "landsat-LT04-L1TP-tar": "landsat4-l1tp-tar",
+}
+"""Product kind, `<reader>-...` -> what the simulator calls it."""
+KINDS = (*SIMULATED, "oscd")
 
 
 @pytest.fixture(scope="session")
@@ -61,36 +60,19 @@ def write_oscd(folder: Path) -> Path:
     return city / "imgs_1"
 
 
-MAKERS: dict[str, Callable[[Path], Path]] = {
-    "sentinel2-L2A": lambda folder: write_safe(folder, SafeOptions(SMALL_PX)),
-    "sentinel2-L1C": lambda folder: write_safe(folder, SafeOptions(SMALL_PX, level="L1C")),
-    "landsat-LC09": lambda folder: write_landsat(folder, LandsatOptions(SMALL_PX)),
-    "landsat-LC08-L1TP": lambda folder: write_landsat(folder, LandsatOptions(SMALL_PX, 1, "LC08", "L1TP")),
-    "landsat-LE07-L2SR": lambda folder: write_landsat(folder, LandsatOptions(SMALL_PX, 1, "LE07", "L2SR")),
-    "landsat-LT04-L1TP-tar": lambda folder: tar_product(
-        write_landsat(folder, LandsatOptions(SMALL_PX, 1, "LT04", "L1TP"))
-    ),
-    "landsat-LC09-L1TP-polar": lambda folder: write_landsat(
-        folder, LandsatOptions(SMALL_PX, 1, "LC09", "L1TP", polar=True)
-    ),
-    "landsat-LT05": lambda folder: write_landsat(folder, LandsatOptions(SMALL_PX, 1, "LT05")),
-    "sentinel2-L2A-zip": lambda folder: zip_product(write_safe(folder, SafeOptions(SMALL_PX))),
-    "sentinel2_aws-L1C": lambda folder: write_aws(
-        folder, SafeOptions(SMALL_PX, level="L1C", baseline="02.06")
-    ),
-    "sentinel2_aws-L1C-zip": lambda folder: zip_product(
-        write_aws(folder, SafeOptions(SMALL_PX, level="L1C"))
-    ),
-    "sentinel2_aws-L2A": lambda folder: write_aws(folder, SafeOptions(SMALL_PX)),
-    "landsat-LC09-tar": lambda folder: tar_product(write_landsat(folder, LandsatOptions(SMALL_PX))),
-    "oscd": write_oscd,
-}
+def make(kind: str, folder: Path) -> Path:
+    """Write one product of a kind, alone in its folder; returns its path."""
+    if kind == "oscd":
+        return write_oscd(folder)
+    # AWS tiles as of before the offset: their metadata does not state it
+    baseline = "02.06" if kind == "sentinel2_aws-L1C" else "05.10"
+    return PRODUCTS[SIMULATED[kind]].write(folder, Ground(SMALL_PX, baseline=baseline), lambda image: None)
 
 
 @pytest.fixture(scope="session")
 def products(tmp_path_factory) -> dict[str, Path]:
     """One small product of every kind the readers know, each alone in its folder."""
-    return {kind: make(tmp_path_factory.mktemp(kind)) for kind, make in MAKERS.items()}
+    return {kind: make(kind, tmp_path_factory.mktemp(kind)) for kind in KINDS}
 
 
 def all_bands(kind: str) -> Request:

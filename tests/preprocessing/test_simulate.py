@@ -15,11 +15,14 @@ import rasterio
 from pipeline.config import ROOT
 from pipeline.errors import ConfigError, OutputError
 from pipeline.indices import INDICES
+from pipeline.sample import NODATA
 from pipeline.sensors import SENSORS
+from preprocessing import masks, radiometry
 from preprocessing.readers import Request, discover
 from preprocessing.simulate import Simulation, image_count, main, simulate
 from preprocessing.simulation.landsat import QA_VALUES
 from preprocessing.simulation.landscape import LANDCOVER, make_ground
+from preprocessing.simulation.products import PRODUCTS, Ground
 from preprocessing.simulation.spectra import KNOTS_NM, MATERIALS
 from preprocessing.simulation.view import make_view
 
@@ -269,3 +272,56 @@ def test_the_command_line(tmp_path, monkeypatch):
     with rasterio.open(tmp_path / "my árchive" / "quicklook.png") as picture:
         assert (picture.count, picture.shape) == (3, (192, 192))
         assert picture.read().std() > 20
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_every_product_is_found_and_read_by_one_reader(name, tmp_path):
+    kind, told = PRODUCTS[name], []
+    product = kind.write(tmp_path, Ground(192), told.append)
+    assert len(told) == kind.image_count(Ground(192))
+    request = Request(SENSORS[kind.sensor], tuple(SENSORS[kind.sensor].bands[n].name for n in (1, 4)))
+    [(reader, found)] = discover(tmp_path, request)
+    opened = reader.open(found, request)
+    assert found == product
+    assert opened.labels is not None and read(opened.labels).max() == 5
+    layout = radiometry.lay_out(opened, None, None)
+    for image in radiometry.band_images(layout, "bilinear"):
+        assert 0 < np.median(image.pixels[image.pixels != NODATA]) < 5000
+    for mask, grid in zip(opened.masks, layout.masks, strict=True):
+        masks.mask_flags(mask, grid, layout.target)
+    assert len(opened.masks) >= 1
+
+
+def test_other_products_are_made_when_asked_for(tmp_path):
+    assert (
+        main([str(tmp_path / "a"), "--size-px", "192", "--products", "sentinel2-l1c-zip,landsat7-l2sr"]) == 0
+    )
+    assert sorted(path.suffix for path in (tmp_path / "a").iterdir()) == [
+        "", ".json", ".png", ".tif", ".tif", ".zip"
+    ]  # fmt: skip
+    assert (
+        main([str(tmp_path / "a"), "--size-px", "192", "--products", "sentinel2-l1c-zip,landsat7-l2sr"]) == 0
+    )
+    with pytest.raises(OutputError, match="archive of other settings"):
+        main([str(tmp_path / "a"), "--size-px", "192"])
+
+
+@pytest.mark.parametrize(
+    ("products", "told"),
+    [
+        ("sentinel2-l2b", "Did you mean `sentinel2-l2a`"),
+        ("landsat9-l2sp,landsat9-l2sp-tar", "two products of one kind"),
+    ],
+)
+def test_products_that_cannot_be_made_are_refused(products, told, tmp_path):
+    with pytest.raises(ConfigError, match=told):
+        main([str(tmp_path / "a"), "--products", products])
+
+
+def test_an_archive_of_before_products_could_be_chosen_is_known(tmp_path):
+    archive = tmp_path / "a"
+    assert simulate(archive, SMALL)
+    record = json.loads((archive / "archive.json").read_text())
+    del record["settings"]["products"]
+    (archive / "archive.json").write_text(json.dumps(record))
+    assert not simulate(archive, SMALL)
