@@ -111,14 +111,18 @@ def write(manifest: Manifest, folder: Path) -> Path:
     return write_atomically(folder / NAME, text.encode())
 
 
-def write_atomically(path: Path, data: bytes) -> Path:
-    """Write a file so that under its final name it is either complete or absent; returns `path`."""
+def write_atomically(path: Path, data: bytes, sync: bool = True) -> Path:
+    """Write a file so that under its final name it is either complete or absent; returns `path`.
+
+    sync: force it to disk first; without, it can be lost or torn where the machine itself goes down.
+    """
     # in the same folder: a rename is atomic only within a file system
     temporary = path.with_name(f".{path.name}.partial")
     with temporary.open("wb") as stream:
         stream.write(data)
         stream.flush()
-        os.fsync(stream.fileno())
+        if sync:
+            os.fsync(stream.fileno())
     temporary.replace(path)
     return path
 

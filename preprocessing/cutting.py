@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from pipeline.errors import SceneError
 from pipeline.sample import Label, Sample
 from preprocessing import labelling, quality, tiling
-from preprocessing.archive import StoredScene
 from preprocessing.grids import Box, Grid
+from preprocessing.memory import SceneData
 from preprocessing.quality import Histogram
 from preprocessing.scenes import Given
 from preprocessing.settings import ShardConfig
@@ -70,7 +70,7 @@ def _given_to(split: str, chosen: Choice) -> Choice:
 
 
 def strips(
-    stored: StoredScene, config: ShardConfig, tiles: list[Tile], given: Given = NOTHING_GIVEN
+    stored: SceneData, config: ShardConfig, tiles: list[Tile], given: Given = NOTHING_GIVEN
 ) -> Iterator[Strip]:
     """Read a stored scene in strips of several rows of tiles."""
     # chunks span rows of tiles: row by row each would be decoded again
@@ -82,7 +82,7 @@ def strips(
 class Strip:
     """Some rows of a scene, in memory, with the tiles that lie in them."""
 
-    def __init__(self, stored: StoredScene, config: ShardConfig, tiles: list[Tile], given: Given) -> None:
+    def __init__(self, stored: SceneData, config: ShardConfig, tiles: list[Tile], given: Given) -> None:
         top, end, cell = tiles[0].row_px, tiles[-1].row_px + config.tile_px, config.cell_px
         rows = slice(top, end)
         self.tiles = tiles

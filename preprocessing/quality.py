@@ -23,6 +23,8 @@ from pipeline.manifest import SceneRecord, write_atomically
 from pipeline.sample import NODATA, SCALE
 
 VALUES = 1 << 16
+MOST_IN_INT64 = 1 << 32
+"""Pixels whose squares, of at most 2^30 each, still sum up within int64."""
 LOW_QUANTILE, HIGH_QUANTILE = 0.005, 0.995
 REPORT = "quality.json"
 REJECTED = "rejected.csv"
@@ -63,10 +65,8 @@ def _statistics(row: NDArray[np.int64]) -> BandStatistics:
     n = int(row.sum())
     if n == 0:
         return BandStatistics(n=0, mean=0.0, std=0.0, low=0.0, high=0.0)
-    # Python's whole numbers until the last division: floats would lose the deviation, int64 would overflow
-    counts = [(int(place) + NODATA, int(row[place])) for place in np.flatnonzero(row)]
-    first = sum(value * times for value, times in counts)
-    second = sum(value * value * times for value, times in counts)
+    # whole numbers until the last division: floats would lose the deviation
+    first, second = _moments(row, n)
     variance = (second * n - first * first) / (n * n)
     return BandStatistics(
         n=n,
@@ -75,6 +75,17 @@ def _statistics(row: NDArray[np.int64]) -> BandStatistics:
         low=_quantile(row, n, LOW_QUANTILE),
         high=_quantile(row, n, HIGH_QUANTILE),
     )
+
+
+def _moments(row: NDArray[np.int64], n: int) -> tuple[int, int]:
+    """Return the sums of all values and of their squares."""
+    places = np.flatnonzero(row)
+    values, times = places + NODATA, row[places]
+    if n <= MOST_IN_INT64:
+        return int(values @ times), int((values * values) @ times)
+    # Python's own numbers have no end
+    pairs = [(int(value), int(count)) for value, count in zip(values, times, strict=True)]
+    return sum(v * c for v, c in pairs), sum(v * v * c for v, c in pairs)
 
 
 def _quantile(row: NDArray[np.int64], n: int, q: float) -> float:

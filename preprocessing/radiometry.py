@@ -7,6 +7,8 @@ costly to decode.
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -29,6 +31,10 @@ UNREAD = 0xDEAD
 """What the buffer holds before decoding: a decoder that stops early leaves it there."""
 UNREAD_PX = 1024
 """This many pixels left as they were cannot be a coincidence."""
+TABLE_PX = 1 << 16
+"""Below this a table over all numbers is larger than the band itself."""
+TOGETHER_PX = 1 << 26
+"""Pixels of several layers of a file that are read at once."""
 GDAL_SETTINGS = {"GDAL_NUM_THREADS": "1", "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"}
 """With more threads GDAL reads a truncated JP2 without any error."""
 
@@ -140,8 +146,28 @@ def band_images(layout: Layout, how: str) -> Iterator[BandImage]:
 
     Raises `SceneError` naming a file that cannot be decoded to its end.
     """
+    held = _read_together(layout)
     for band, grid in zip(layout.scene.bands, layout.bands, strict=True):
-        yield band_image(band, grid, layout.target, how)
+        numbers = held.pop((band.path, band.layer), None)
+        if numbers is None:
+            yield band_image(band, grid, layout.target, how)
+        else:
+            yield _on_target(band, numbers, (grid, layout.target), how)
+
+
+def _read_together(layout: Layout) -> dict[tuple[str, int], NDArray[Any]]:
+    """Read files that hold several of the bands at once, where they are small: (path, layer) -> numbers [y, x]."""
+    # opening a file takes longer than a small layer, and interleaved layers are decoded together anyway
+    found: dict[tuple[str, int], NDArray[Any]] = {}
+    for path, count in Counter(band.path for band in layout.scene.bands).items():
+        bands = [pair for pair in zip(layout.scene.bands, layout.bands, strict=True) if pair[0].path == path]
+        if count == 1 or count * math.prod(bands[0][1].shape_px) > TOGETHER_PX:
+            continue
+        checksums.verify(path, bands[0][0].checksum)
+        layers = tuple(band.layer for band, _ in bands)
+        numbers = read_numbers(path, bands[0][0].nodata_dn or 0, layers)
+        found |= {(path, layer): part for layer, part in zip(layers, numbers, strict=True)}
+    return found
 
 
 def band_image(band: BandSource, grid: Grid, target: Grid, how: str) -> BandImage:
@@ -151,7 +177,12 @@ def band_image(band: BandSource, grid: Grid, target: Grid, how: str) -> BandImag
     """
     checksums.verify(band.path, band.checksum)
     # an 8-bit buffer starts as nodata, so what is not decoded stays unmeasured
-    numbers = read_numbers(band.path, band.nodata_dn or 0, band.layer)
+    return _on_target(band, read_numbers(band.path, band.nodata_dn or 0, band.layer), (grid, target), how)
+
+
+def _on_target(band: BandSource, numbers: NDArray[Any], between: tuple[Grid, Grid], how: str) -> BandImage:
+    """Bring the numbers [y, x] of a band from its own grid onto the target: `between` are both."""
+    grid, target = between
     # on numbers, before conversion: nothing is mixed, so the exact path applies
     if how == "nearest" and grid.crs == target.crs:
         numbers, grid = resampling.nearest(numbers, grid, target), target
@@ -166,7 +197,7 @@ def _exact(band: BandSource, numbers: NDArray[Any]) -> BandImage:
     pixels = np.empty(numbers.shape, np.int16)
     saturated = np.empty(numbers.shape, np.bool_)
     # one look-up a pixel instead of float arithmetic
-    table = _table(band, numbers.dtype)
+    table = _table(band, numbers.dtype) if numbers.size > TABLE_PX else None
     for rows in resampling.strips(numbers.shape[0]):
         part = numbers[rows]
         if table is None:

@@ -5,6 +5,7 @@ One call of `work` is one Dask task. It touches only files of its own scene, so 
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +25,7 @@ from preprocessing import (
     labelling,
     locations,
     masks,
+    memory,
     offset_check,
     quality,
     radiometry,
@@ -33,8 +35,10 @@ from preprocessing import (
 from preprocessing.archive import SceneHeader, SceneWriter, StoredScene
 from preprocessing.grids import Box, Grid
 from preprocessing.labelling import LabelConfig
+from preprocessing.memory import MemoryScene, SceneArrays, SceneData
 from preprocessing.profiles import profile
 from preprocessing.quality import Rejection
+from preprocessing.radiometry import Layout
 from preprocessing.scenes import Scene
 from preprocessing.settings import ShardConfig, digest
 from preprocessing.spool import Spool, SpoolWriter
@@ -129,6 +133,9 @@ def work(job: SceneJob) -> Spool | Rejection:
         done = spool.read(job.folder, job.scene.id)
         if done and done.digest == job.sample_digest():
             return done
+        held = None if job.config.keep_zarr else hold_scene(job)
+        if held:
+            return write_samples(job, held)
         store_scene(job)
         made = write_samples(job, StoredScene(job.store / job.scene.id))
         if not job.config.keep_zarr:
@@ -137,6 +144,22 @@ def work(job: SceneJob) -> Spool | Rejection:
     # returned, not raised: one bad scene must not end the others
     except SceneError as error:
         return Rejection(str(job.scene.location), str(error), job.sample_digest())
+
+
+def _lay_out(job: SceneJob) -> Layout:
+    config = job.config
+    return radiometry.lay_out(job.scene, None if config.gsd_m == "native" else config.gsd_m, config.crs)
+
+
+def hold_scene(job: SceneJob) -> MemoryScene | None:
+    """Bring a scene into memory, as the archive would hold it; None where it is too large for that."""
+    layout = _lay_out(job)
+    if math.prod(layout.target.shape_px) > memory.MOST_PX:
+        return None
+    held = MemoryScene(_header(job, layout.target))
+    _fill(held, job, layout)
+    held.write_cells(_cells(held, job.config))
+    return held
 
 
 def store_scene(job: SceneJob) -> None:
@@ -179,10 +202,16 @@ def _header(job: SceneJob, grid: Grid) -> SceneHeader:
 
 def _store_pixels(job: SceneJob, folder: Path) -> SceneWriter:
     """Store the bands one after the other, then the mask that they and the quality layers make."""
-    config, scene = job.config, job.scene
-    layout = radiometry.lay_out(scene, None if config.gsd_m == "native" else config.gsd_m, config.crs)
+    layout = _lay_out(job)
     writer = SceneWriter(folder, _header(job, layout.target))
     writer.start()
+    _fill(writer, job, layout)
+    return writer
+
+
+def _fill(writer: SceneArrays, job: SceneJob, layout: Layout) -> None:
+    """Fill the arrays of a scene: bands of every date, mask, class numbers."""
+    config, scene = job.config, job.scene
     # one band in memory at a time; the mask collects what each says
     mask = np.zeros(layout.target.shape_px, np.uint8)
     for source, grid in zip(scene.masks, layout.masks, strict=True):
@@ -194,10 +223,9 @@ def _store_pixels(job: SceneJob, folder: Path) -> SceneWriter:
     writer.array("mask")[...] = mask
     if scene.labels and config.labels:
         writer.write_labels(_labels(layout, scene.labels, config.labels))
-    return writer
 
 
-def _labels(layout: radiometry.Layout, path: str, wanted: LabelConfig) -> NDArray[np.uint8]:
+def _labels(layout: Layout, path: str, wanted: LabelConfig) -> NDArray[np.uint8]:
     """Return class numbers [y, x] on the scene's grid."""
     own = grids.read_label_grid(path, layout.bands)
     # clamped edges would spread a raster of other ground over the scene
@@ -206,7 +234,7 @@ def _labels(layout: radiometry.Layout, path: str, wanted: LabelConfig) -> NDArra
     return labelling.numbers(resampling.nearest(codes, own, layout.target), wanted)
 
 
-def _cells(writer: SceneWriter, config: ShardConfig) -> NDArray[np.float32]:
+def _cells(writer: SceneArrays, config: ShardConfig) -> NDArray[np.float32]:
     """Compute cell statistics [index, y / cell, x / cell, 3] in strips; a rest smaller than a cell is left out."""
     mask, cell = np.asarray(writer.array("mask")[...]), config.cell_px
     height, width = (side // cell for side in mask.shape)
@@ -224,7 +252,7 @@ def _cells(writer: SceneWriter, config: ShardConfig) -> NDArray[np.float32]:
     return cells
 
 
-def write_samples(job: SceneJob, stored: StoredScene) -> Spool:
+def write_samples(job: SceneJob, stored: SceneData) -> Spool:
     """Cut a stored scene into tiles and encode them."""
     mask = stored.read("mask")
     given = job.scene.given

@@ -240,7 +240,7 @@ def finish(
     """Write the quality report and, last, the manifest; then remove the work folder."""
     work_folder = request.output / scene_work.WORK_FOLDER
     spools = [outcome.spools[name] for name in sorted(outcome.spools)]
-    histograms = {made.scene: spool.read_histogram(work_folder, made.scene) for made in spools}
+    histograms = spool.Histograms(work_folder, [made.scene for made in spools])
     total = quality.empty_histogram(len(request.bands))
     for histogram in histograms.values():
         total += histogram

@@ -10,8 +10,10 @@ import io
 import json
 import os
 import tarfile
+import zlib
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,9 @@ from pipeline.sample import Codec, Sample
 from preprocessing.grids import Box
 from preprocessing.profiles import IndexCounts, Profile
 from preprocessing.quality import Histogram
+
+SMALL_BYTES = 16_000_000
+"""A spool smaller than this is not forced to disk; sums in its record tell whether it is whole."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +119,7 @@ class SpoolWriter:
         self._stream = data_path(folder, scene).open("wb")
         self.segments: list[Segment] = []
         self.index_counts = IndexCounts()
+        self._sum = 0
 
     def add(self, sample: Sample, split: str, codec: Codec) -> None:
         """Append one sample."""
@@ -121,29 +127,55 @@ class SpoolWriter:
         labelled = sample.label is not None
         place = (int(sample.info.get("row", 0)), int(sample.info.get("col", 0)))
         self.segments.append(Segment(sample.key, split, self._stream.tell(), len(data), labelled, *place))
+        self._sum = zlib.crc32(data, self._sum)
         self.index_counts.add(sample.cells)
         self._stream.write(data)
 
+    @property
+    def _is_small(self) -> bool:
+        return sum(segment.size_bytes for segment in self.segments) < SMALL_BYTES
+
     def close(self) -> None:
-        """Force the segments to disk."""
+        """Force the segments to disk, or see to it that losing them will be noticed."""
         with self._stream as stream:
             stream.flush()
-            os.fsync(stream.fileno())
+            if not self._is_small:
+                os.fsync(stream.fileno())
 
     def finish(self, spool: Spool, histogram: Histogram) -> None:
         """Write the histogram [band, value] of the training tiles and, last, the record."""
         # data before record: the record is the promise that the data is there
         self.close()
-        buffer = io.BytesIO()
-        np.save(buffer, histogram, allow_pickle=False)
-        write_atomically(_histogram_path(self._folder, self._scene), buffer.getvalue())
-        write_atomically(_record_path(self._folder, self._scene), json.dumps(asdict(spool)).encode())
+        sync, counts = not self._is_small, _encode_histogram(histogram)
+        # a patch is made again in less time than three waits for the disk take: its sums tell what was lost
+        sums = None if sync else [self._sum, zlib.crc32(counts)]
+        record = json.dumps({"sums": sums, "spool": spool}, default=_fields).encode()
+        write_atomically(_histogram_path(self._folder, self._scene), counts, sync)
+        write_atomically(_record_path(self._folder, self._scene), record, sync)
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    """Return the fields of a dataclass; `asdict` would copy every number on the way."""
+    return {one.name: getattr(value, one.name) for one in fields(value)}
+
+
+def _encode_histogram(histogram: Histogram) -> bytes:
+    """Return a histogram as a .npy of two rows: places and counts, after one column that holds the shape."""
+    # of 65 536 values a small scene has some hundred
+    places = np.flatnonzero(histogram)
+    rows = np.array(
+        [[histogram.shape[0], *places], [histogram.shape[1], *histogram.ravel()[places]]], np.int64
+    )
+    buffer = io.BytesIO()
+    np.save(buffer, rows, allow_pickle=False)
+    return buffer.getvalue()
 
 
 def read(folder: Path, scene: str) -> Spool | None:
     """Return a scene's record, or None where it is not finished."""
     try:
-        tree: dict[str, Any] = json.loads(_record_path(folder, scene).read_text(encoding="utf-8"))
+        record = json.loads(_record_path(folder, scene).read_text(encoding="utf-8"))
+        tree: dict[str, Any] = record["spool"]
         segments = tuple(Segment(**s) for s in tree.pop("segments"))
         profile = Profile.from_tree(tree.pop("profile"))
         made = Spool(segments=segments, profile=profile, **tree | {"notes": tuple(tree["notes"])})
@@ -154,10 +186,38 @@ def read(folder: Path, scene: str) -> Spool | None:
     # a copy of the folder may have been cut short
     if size != sum(s.size_bytes for s in made.segments):
         return None
-    return made
+    return made if record["sums"] in (None, _sums(folder, scene)) else None
+
+
+def _sums(folder: Path, scene: str) -> list[int]:
+    """Return the sums of a small spool's files as they are now."""
+    histogram = _histogram_path(folder, scene)
+    held = [data_path(folder, scene).read_bytes(), histogram.read_bytes() if histogram.exists() else b""]
+    return [zlib.crc32(data) for data in held]
 
 
 def read_histogram(folder: Path, scene: str) -> Histogram:
     """Return a scene's histogram [band, value] over its training tiles."""
-    histogram: Histogram = np.load(_histogram_path(folder, scene), allow_pickle=False)
+    rows = np.load(_histogram_path(folder, scene), allow_pickle=False)
+    histogram = np.zeros(tuple(rows[:, 0]), np.int64)
+    histogram.ravel()[rows[0, 1:]] = rows[1, 1:]
     return histogram
+
+
+class Histograms(Mapping[str, Histogram]):
+    """The histograms of scenes, read when asked for: all of a large set would not fit into memory."""
+
+    def __init__(self, folder: Path, scenes: Sequence[str]) -> None:
+        self._folder, self._scenes = folder, scenes
+
+    def __getitem__(self, scene: str) -> Histogram:
+        """Read a scene's histogram [band, value]."""
+        return read_histogram(self._folder, scene)
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the scenes' names."""
+        return iter(self._scenes)
+
+    def __len__(self) -> int:
+        """Return the number of scenes."""
+        return len(self._scenes)

@@ -83,5 +83,26 @@ def test_a_record_of_another_version_does_not_count(tmp_path):
     write_spool(tmp_path)
     record = tmp_path / "s.json"
     tree = json.loads(record.read_text())
-    record.write_text(json.dumps(tree | {"segments": [s | {"colour": 1} for s in tree["segments"]]}))
+    assert spool.read(tmp_path, "s") is not None
+    tree["spool"]["segments"] = [s | {"colour": 1} for s in tree["spool"]["segments"]]
+    record.write_text(json.dumps(tree))
     assert spool.read(tmp_path, "s") is None
+
+
+@pytest.mark.parametrize("which", ["s.segments", "s.histogram.npy"])
+def test_a_small_spool_that_was_torn_does_not_exist(tmp_path, which):
+    write_spool(tmp_path)
+    data = bytearray((tmp_path / which).read_bytes())
+    # of equal length: what a machine that goes down leaves of a file it never wrote
+    data[-5:] = bytes(5) if data[-5:] != bytes(5) else b"torn!"
+    (tmp_path / which).write_bytes(data)
+    assert spool.read(tmp_path, "s") is None
+
+
+def test_histograms_are_read_one_by_one_as_they_were(tmp_path):
+    counts = np.random.default_rng(0).integers(0, 2, (3, 65_536))
+    writer = SpoolWriter(tmp_path, "s")
+    writer.finish(Spool("s", "d", 10.0, "L2A", "r", "", "", (), {}, ()), counts)
+    held = spool.Histograms(tmp_path, ["s"])
+    assert list(held) == ["s"] and len(held) == 1
+    assert (held["s"] == counts).all() and held["s"].dtype == np.int64
