@@ -84,6 +84,9 @@ def has_offset(baseline: str) -> bool:
 def make_scene(contents: Contents, request: Request, name: str, reader: str) -> Scene:
     """Put a scene together; raises `SceneError` naming a band or mask that is missing, or an offset that is."""
     metadata = contents.metadata
+    for band in request.bands:
+        if band not in contents.images:
+            raise missing_band(contents.product, band, contents.folder, _present(contents.images))
     masks = _masks(contents, request)
     return Scene(
         id=scene_id(name),
@@ -103,10 +106,7 @@ def make_scene(contents: Contents, request: Request, name: str, reader: str) -> 
 
 
 def _band(contents: Contents, band: str, request: Request) -> BandSource:
-    metadata = contents.metadata
-    if band not in contents.images:
-        raise missing_band(contents.product, band, contents.folder, _present(contents.images))
-    name = choose_gsd(contents.images[band], request.gsd_m)
+    metadata, name = contents.metadata, _file(contents, band, request)
     return BandSource(
         name=band,
         path=contents.members[name],
@@ -116,6 +116,19 @@ def _band(contents: Contents, band: str, request: Request) -> BandSource:
         saturated_dn=metadata.saturated_dn,
         checksum=contents.checksums.get(name),
     )
+
+
+def _file(contents: Contents, band: str, request: Request) -> str:
+    """Return the relative name of the file to read for a band."""
+    sizes = {size: size for size in contents.images[band]}
+    size_m, own_m = choose_gsd(sizes, request.gsd_m), request.sensor[band].gsd_m
+    # the same band on a coarser grid would pass for it: a product that lost its fine file is not whole
+    if size_m > max(own_m, request.gsd_m or 0):
+        raise SceneError(
+            f"{contents.product.name}: the finest file of band {band} has {size_m:g} m pixels, the band itself"
+            f" {own_m:g} m. Fetch the product again, or set `gsd_m: {size_m:g}`."
+        )
+    return contents.images[band][size_m]
 
 
 def _offset(contents: Contents, band: str, request: Request) -> float:

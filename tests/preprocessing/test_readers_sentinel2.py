@@ -63,11 +63,12 @@ def test_offset_option(products, option, expected):
     assert {band.offset for band in scene.bands} == {expected}
 
 
-def test_p06_reflectance_is_the_same_in_every_baseline(tmp_path):
+@pytest.mark.parametrize(("level", "tag"), [("L2A", "BOA_ADD_OFFSET"), ("L1C", "RADIO_ADD_OFFSET")])
+def test_p06_reflectance_is_the_same_in_every_baseline(tmp_path, level, tag):
     images = {}
     for baseline in ("02.14", "04.00", "05.10"):
-        product = write_safe(tmp_path, SafeOptions(192, baseline=baseline))
-        assert ("ADD_OFFSET" in (product / "MTD_MSIL2A.xml").read_text()) == (baseline != "02.14")
+        product = write_safe(tmp_path, SafeOptions(192, baseline=baseline, level=level))
+        assert (tag in (product / f"MTD_MSI{level}.xml").read_text()) == (baseline != "02.14")
         source = open_scene(product, Request(SENSOR, ("B04",))).bands[0]
         assert source.offset == (0.0 if baseline == "02.14" else -0.1)
         images[baseline] = reflectance(source)
@@ -77,6 +78,13 @@ def test_p06_reflectance_is_the_same_in_every_baseline(tmp_path):
     for image in images.values():
         np.testing.assert_allclose(image[above], old[above], atol=1e-12)
         np.testing.assert_array_equal(np.isnan(image), np.isnan(old))
+
+
+def test_p06_a_reprocessed_old_scene_is_read_by_its_metadata_not_its_date(copied):
+    """The sensing date is from before the offset, the baseline is not; and the reverse."""
+    product = copied(L2A)
+    edit(product, "2024-06-02", "2017-06-02")
+    assert open_scene(product, REQUEST).bands[0].offset == -0.1
 
 
 def test_offsets_that_must_be_there_and_are_not(copied):
