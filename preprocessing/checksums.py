@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 import hashlib
+import zlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from pipeline.errors import SceneError
 from preprocessing import locations
 from preprocessing.scenes import Checksum
 
-if TYPE_CHECKING:
-    from hashlib import _Hash
-
 CHUNK_BYTES = 1 << 20
+
+
+class _Hash(Protocol):
+    def update(self, data: bytes, /) -> None: ...
+    def hexdigest(self) -> str: ...
+
+
+class _Crc32:
+    """CRC-32 in the manner of hashlib, as zip archives state it."""
+
+    def __init__(self) -> None:
+        self._value = 0
+
+    def update(self, data: bytes, /) -> None:
+        self._value = zlib.crc32(data, self._value)
+
+    def hexdigest(self) -> str:
+        return f"{self._value:08x}"
 
 
 def verify(location: str, stated: Checksum | None) -> None:
@@ -55,5 +71,6 @@ def _compare(made: _Hash, stated: Checksum, where: str) -> None:
 ALGORITHMS: dict[str, Callable[[], _Hash]] = {
     "MD5": lambda: hashlib.md5(usedforsecurity=False),
     "SHA3-256": hashlib.sha3_256,
+    "CRC-32": _Crc32,
 }
-"""As manifest.safe spells them."""
+"""As manifest.safe spells them; the last is what every zip states."""

@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 
 from pipeline.errors import SceneError
 from preprocessing import locations
+from preprocessing.scenes import Checksum
 
 MAX_EXPANSION = 200
 """Products are images that are compressed already, and XML, which shrinks about 30 times."""
@@ -28,6 +29,9 @@ PEEKED = 50
 """This many names of a tar are looked at to see what it is: each costs a seek."""
 ENDINGS = (".zip", ".tar")
 PATTERN = re.compile(r".*\.(?:zip|tar|tar\.gz|tgz)", re.IGNORECASE)
+
+Entry = tuple[str, str, int | None]
+"""Relative name, what rasterio opens, and the CRC-32 that the archive states."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class Member:
     """Bytes when unpacked."""
     packed: int
     """Bytes in the archive."""
+    crc: int | None = None
     fault: str = ""
     """Why an archive with such an entry is refused."""
 
@@ -79,23 +84,34 @@ def list_packed(product: Path) -> dict[str, str]:
 
     Hidden files are left out. Raises `SceneError` for an archive that is damaged, or that no product would be.
     """
+    return {name: location for name, location, _ in _entries(product)}
+
+
+def zip_checksums(product: Path) -> dict[str, Checksum]:
+    """Return the sum that a zip states of each of its files, by relative name; nothing for other products."""
+    if not is_packed(product):
+        return {}
+    return {name: Checksum("CRC-32", f"{crc:08x}") for name, _, crc in _entries(product) if crc is not None}
+
+
+def _entries(product: Path) -> tuple[Entry, ...]:
     try:
         found = product.stat()
-        return dict(_listed(product, found.st_size, found.st_mtime_ns))
     except OSError as error:
         raise SceneError(f"{product}: cannot be read ({error}). {_AGAIN}") from error
+    return _listed(product, found.st_size, found.st_mtime_ns)
 
 
 @lru_cache(maxsize=8)
-def _listed(product: Path, size_bytes: int, time_ns: int) -> tuple[tuple[str, str], ...]:
+def _listed(product: Path, size_bytes: int, time_ns: int) -> tuple[Entry, ...]:
     """Listed once a product: several readers and members ask (size and time are there to tell a changed file)."""
     is_zip = product.name.lower().endswith(".zip")
     members = _zip_members(product) if is_zip else _tar_members(product)
     _check(product, members, size_bytes)
-    names = [m.name for m in members if not _is_hidden(m.name)]
+    shown = sorted((m for m in members if not _is_hidden(m.name)), key=lambda m: m.name)
     place = locations.in_zip if is_zip else locations.in_tar
-    around = _folder_around(names)
-    return tuple((name[around:], place(product, name)) for name in sorted(names))
+    around = _folder_around([m.name for m in shown])
+    return tuple((m.name[around:], place(product, m.name), m.crc) for m in shown)
 
 
 def _zip_members(product: Path) -> list[Member]:
@@ -110,7 +126,7 @@ def _zip_member(info: zipfile.ZipInfo) -> Member:
     mode = info.external_attr >> 16
     fault = "is a link" if stat.S_ISLNK(mode) else "is encrypted" if info.flag_bits & 1 else ""
     # as it stands in the archive: zipfile cuts names at a zero byte, GDAL does not
-    return Member(info.orig_filename.removeprefix("./"), info.file_size, info.compress_size, fault)
+    return Member(info.orig_filename.removeprefix("./"), info.file_size, info.compress_size, info.CRC, fault)
 
 
 def _tar_members(product: Path) -> list[Member]:
@@ -137,7 +153,7 @@ def _tar_member(info: tarfile.TarInfo, archive_bytes: int) -> Member:
         fault = "is cut off"
     else:
         fault = ""
-    return Member(info.name.removeprefix("./"), info.size, info.size, fault)
+    return Member(info.name.removeprefix("./"), info.size, info.size, fault=fault)
 
 
 def _check(product: Path, members: Sequence[Member], archive_bytes: int) -> None:

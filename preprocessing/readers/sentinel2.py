@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pipeline.errors import SceneError
 from preprocessing import checksums, markup
+from preprocessing.readers import packed
 from preprocessing.readers.product import (
     Reader,
     Request,
@@ -55,7 +56,8 @@ def _is_product(place: Path, names: Collection[str]) -> bool:
 def open_scene(product: Path, request: Request) -> Scene:
     """Describe one product; raises `SceneError` naming what is missing, refused, altered or contradictory."""
     members = list_members(product)
-    sums = read_checksums(product, members)
+    # a zip states sums of its own: enough where there is no manifest
+    sums = packed.zip_checksums(product) | read_checksums(product, members)
     contents = Contents(
         product=product,
         metadata=read_metadata(product, members, sums),

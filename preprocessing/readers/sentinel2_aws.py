@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pipeline.errors import SceneError
 from preprocessing import markup
-from preprocessing.readers import sentinel2
+from preprocessing.readers import packed, sentinel2
 from preprocessing.readers.product import (
     Reader,
     Request,
@@ -69,6 +69,7 @@ def open_scene(product: Path, request: Request) -> Scene:
         members=members,
         images=_images(members),
         folder="",
+        checksums=packed.zip_checksums(product),
     )
     return make_scene(contents, request, _name(product, members, tree), READER.name)
 

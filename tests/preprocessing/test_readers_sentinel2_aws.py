@@ -1,6 +1,7 @@
 """Sentinel-2 tiles of the AWS buckets: the same scene as the product they are of, and the real one."""
 
 import json
+import zipfile
 
 import numpy as np
 import pytest
@@ -100,6 +101,17 @@ def test_p10_metadata_that_cannot_be_used_is_refused(copied, name, text, told):
         open_scene(tile, REQUEST)
 
 
+def test_p05_a_changed_byte_in_a_zip_without_a_manifest_is_found(copied):
+    product = copied(L1C_ZIP)
+    with zipfile.ZipFile(product) as archive:
+        info = next(i for i in archive.infolist() if i.filename.endswith("/B02.jp2"))
+    data = bytearray(product.read_bytes())
+    data[info.header_offset + 30 + len(info.filename) + info.compress_size - 30] ^= 1
+    product.write_bytes(data)
+    with pytest.raises(SceneError, match=r"/vsizip/.*B02.jp2 (cannot be read|is not what its product)"):
+        pixels(open_scene(product, REQUEST))
+
+
 def test_real_tile_in_its_zip(real_data):
     bands = tuple(band.name for band in SENSOR.bands)
     [(reader, product)] = discover(real_data / "sentinel2_l1c_aws", Request(SENSOR, bands))
@@ -109,6 +121,7 @@ def test_real_tile_in_its_zip(real_data):
     assert scene.acquired == "2018-06-17T00:11:07.458Z"
     assert {(b.scale, b.offset, b.nodata_dn) for b in scene.bands} == {(1e-4, 0.0, 0)}
     assert scene.notes[0] == "processing baseline 02.06"
+    assert all(band.checksum.algorithm == "CRC-32" for band in scene.bands)
     assert scene.masks[0].path.endswith("/qi/MSK_CLOUDS_B00.gml")
     with rasterio.open(scene.bands[1].path) as raster:
         assert raster.shape == (439, 439)
