@@ -11,9 +11,9 @@
    radiometry masks grids resampling tiling         tracking journal panels
    cutting kernel archive conventions profiles
    quality packing spool assembly leakage
-   reporting page charts pictures cog scene_work
-   cluster simulation/* memory offset_check
-   panels
+   reporting page charts pictures cog growth
+   scene_work cluster simulation/* memory
+   offset_check panels
                       └────────────┬─────────────────────┘
    pipeline/   manifest -> contract -> sample ; saliency ; indices ; sensors ; keys
                lock -> console -> config -> reference ; errors

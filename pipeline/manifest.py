@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,6 +46,8 @@ class SceneRecord(Config):
     """Processing level."""
     tiles: dict[str, int]
     """Samples in each split, and tiles dropped by reason."""
+    licence: str = ""
+    """Licence and required notice of its source."""
     unlabelled: int = 0
     """Samples that carry no label: all of them where the set has no classes."""
     notes: tuple[str, ...] = ()
@@ -85,6 +88,8 @@ class Manifest(Config):
     """Version of the project that made it."""
     notices: tuple[str, ...]
     """Licence and attribution that travel with the data."""
+    earlier: tuple[str, ...] = ()
+    """Names of the sets this one stands beside, oldest first: it holds the scenes that came after them."""
 
     def samples(self, split: str) -> int:
         """Return the number of samples of a split."""
@@ -149,6 +154,23 @@ def read(location: Path) -> Manifest:
         raise CorruptDataError(
             f"{path} is not a manifest: {error.errors()[0]['msg']}. Make it again."
         ) from error
+
+
+def require_together(sets: Sequence[Manifest]) -> None:
+    """Raise `ContractError` with a difference list unless all sets hold the same data, to be trained on together.
+
+    Statistics may differ; so may levels that hold the same quantity (Landsat's L1TP and L1GT).
+    """
+    first, *others = sets
+    for other in others:
+        ours, theirs = (_one_level(m.contract) for m in (first, other))
+        ours.require_equal(theirs, f"shard sets {first.name}", other.name)
+
+
+def _one_level(contract: DataContract) -> DataContract:
+    # L1 is at the top of the atmosphere, L2 at the surface: the other letters say how, not what
+    kinds = sorted({level[:2] for level in contract.level.split("+")})
+    return contract.model_copy(update={"level": "+".join(kinds)})
 
 
 def _check_version(tree: Any, path: Path) -> None:

@@ -50,6 +50,7 @@ def record(made: Spool) -> SceneRecord:
         acquired=made.acquired,
         level=made.level,
         tiles=made.tiles,
+        licence=made.licence,
         unlabelled=made.unlabelled,
         notes=made.notes,
     )

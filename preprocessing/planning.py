@@ -106,10 +106,14 @@ def existing(folder: Path) -> Path:
     return next(p for p in (folder, *folder.parents) if p.exists())
 
 
-def size_of(folder: Path) -> int:
+def size_of(output: Path) -> int:
     """Return the bytes of what an earlier run left."""
-    parts = (archive.FOLDER, "work", "train", "val", "test")
-    return sum(p.stat().st_size for part in parts for p in (folder / part).rglob("*") if p.is_file())
+    return sum(folder_bytes(output / part) for part in (archive.FOLDER, "work", "train", "val", "test"))
+
+
+def folder_bytes(folder: Path) -> int:
+    """Return the bytes of all files below a folder; 0 where there is none."""
+    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
 
 
 def check_space(plan: Estimate, output: Path) -> None:

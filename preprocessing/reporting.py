@@ -75,6 +75,13 @@ def scene(inputs: Inputs, made: Spool) -> dict[str, Any]:
         "clear_share": round(1 - profile.share(int(inputs.request.unclear_bits)), DIGITS),
         "flags": {str(f.name).lower(): round(profile.share(int(f)), DIGITS) for f in bits},
         "fates": list(profile.fates),
+        "grid": {
+            "crs": profile.crs,
+            "transform": profile.transform,
+            "shape_px": profile.shape_px,
+            "tile_px": profile.tile_px,
+            "step_px": profile.step_px,
+        },
         # what it contributed to the statistics of the set
         "bands": {
             name: statistics.model_dump()

@@ -30,6 +30,7 @@ from pipeline.manifest import Manifest, Shard
 from preprocessing import (
     archive,
     assembly,
+    growth,
     packing,
     planning,
     quality,
@@ -41,6 +42,7 @@ from preprocessing import (
 )
 from preprocessing.cluster import Pool, interruptible
 from preprocessing.finding import Found, find_scenes
+from preprocessing.growth import Earlier
 from preprocessing.readers import READERS
 from preprocessing.readers.product import raster_beside
 from preprocessing.rounds import Outcome
@@ -61,12 +63,28 @@ COMMAND = console.Command(
 def main(argv: Sequence[str]) -> int:
     """Run the entry; returns the exit code."""
     parser = COMMAND.configured_by(ShardConfig).parser()
-    parser.add_argument("--dry-run", action="store_true", help="list all settings and scenes, write nothing")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="plan: scenes, tiles, bytes, time; write nothing"
+    )
+    parser.add_argument(
+        "--clean", action="store_true", help="free the archive of a finished set, keep its shards"
+    )
+    parser.add_argument(
+        "--grow", action="store_true", help="put new scenes into a numbered set beside a finished one"
+    )
     arguments = parser.parse_args(argv)
     path, words = COMMAND.split(arguments.words)
     request = config.load(ShardConfig, path, words)
+    if arguments.clean:
+        return clean(request)
     # before the lock: a dry run, and a wrong path, must not touch the output
     found = find_scenes(request)
+    earlier: tuple[Earlier, ...] = ()
+    if arguments.grow:
+        request, found, earlier = growth.beside(request, found)
+        if earlier and not found.total:
+            console.say(f"no scene is new to {', '.join(e.made.name for e in earlier)}; nothing was done.")
+            return EXIT_DONE
     check_labels(request, found.jobs)
     check_listed(request, found.jobs)
     if arguments.dry_run:
@@ -78,8 +96,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         with interruptible(), locked(request.output):
             # a first try with wrong bands stores nothing, and must not block the second
-            fresh = archive.is_empty(request.output / archive.FOLDER)
-            shard(request, found, settings.agree(request, fresh))
+            shard(request, found, settings.agree(request, is_fresh(request.output)), earlier)
     except OSError as error:
         if isinstance(error, PipelineError):
             raise
@@ -87,6 +104,35 @@ def main(argv: Sequence[str]) -> int:
             f"cannot write to {request.output} ({error}). Free space or permissions, then start the same"
             " command again: what is finished is kept."
         ) from error
+    return EXIT_DONE
+
+
+def is_fresh(output: Path) -> bool:
+    """Say whether nothing was stored in an output yet, so that no number can change its meaning."""
+    work = output / scene_work.WORK_FOLDER
+    return (
+        archive.is_empty(output / archive.FOLDER)
+        and not any(work.glob("*.json"))
+        and not (output / manifests.NAME).exists()
+    )
+
+
+def clean(request: ShardConfig) -> int:
+    """Remove what only making a finished set needed; raises `OutputError` where the set is not finished."""
+    try:
+        made = manifests.read(request.output)
+    except (MissingInputError, CorruptDataError) as error:
+        raise OutputError(
+            f"{request.output} holds no finished set ({error}): its archive is still needed. Finish it first."
+        ) from error
+    if not is_whole(request.output, made):
+        raise OutputError(f"shards of {request.output} are missing: make them again before the archive goes.")
+    with locked(request.output):
+        folders = [request.output / name for name in (archive.FOLDER, scene_work.WORK_FOLDER)]
+        freed = sum(planning.folder_bytes(folder) for folder in folders)
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)
+    console.say(f"{request.output}: {planning.gigabytes(freed)} freed; the shards and reports are kept.")
     return EXIT_DONE
 
 
@@ -126,7 +172,9 @@ def show_plan(request: ShardConfig, found: Found) -> None:
     planning.check_space(planning.estimate(request, found), request.output)
 
 
-def shard(request: ShardConfig, found: Found, changed: Sequence[str]) -> None:
+def shard(
+    request: ShardConfig, found: Found, changed: Sequence[str], earlier: tuple[Earlier, ...] = ()
+) -> None:
     """Make the shard set, or see that it is made."""
     start = time.monotonic()
     if is_finished(request, found):
@@ -146,11 +194,11 @@ def shard(request: ShardConfig, found: Found, changed: Sequence[str]) -> None:
     archive.create(request.output / archive.FOLDER)
     planning.check_space(planning.estimate(request, found), request.output)
     with Pool(request.workers) as pool:
-        outcome = work_scenes(request, found, pool)
+        outcome = work_scenes(request, found, pool, earlier)
         spools = [outcome.spools[name] for name in sorted(outcome.spools)]
         splits = pack(request, spools, pool)
     settings.write_sources(request.output, found.sources)
-    made = finish(request, found, outcome, splits)
+    made = finish(request, found, outcome, (splits, earlier))
     report(request, made, outcome, time.monotonic() - start)
 
 
@@ -181,9 +229,9 @@ def already(request: ShardConfig) -> str:
     )
 
 
-def work_scenes(request: ShardConfig, found: Found, pool: Pool) -> Outcome:
+def work_scenes(request: ShardConfig, found: Found, pool: Pool, earlier: tuple[Earlier, ...] = ()) -> Outcome:
     """Bring all scenes to samples; raises `RejectedError` where too many cannot be used."""
-    outcome = rounds.run(found, pool, lambda job: job)
+    outcome = rounds.run(found, pool, lambda job: growth.without_ground_of(earlier, found, job))
     rejections = outcome.rejections
     quality.write_rejected(request.output, rejections)
     for decision in outcome.decisions:
@@ -235,16 +283,20 @@ def check_labelled(request: ShardConfig, spools: Sequence[Spool]) -> None:
 
 
 def finish(
-    request: ShardConfig, found: Found, outcome: Outcome, splits: dict[str, tuple[Shard, ...]]
+    request: ShardConfig,
+    found: Found,
+    outcome: Outcome,
+    packed: tuple[dict[str, tuple[Shard, ...]], tuple[Earlier, ...]],
 ) -> Manifest:
     """Write the quality report and, last, the manifest; then remove the work folder."""
-    work_folder = request.output / scene_work.WORK_FOLDER
+    work_folder, (splits, earlier) = request.output / scene_work.WORK_FOLDER, packed
     spools = [outcome.spools[name] for name in sorted(outcome.spools)]
     histograms = spool.Histograms(work_folder, [made.scene for made in spools])
     total = quality.empty_histogram(len(request.bands))
     for histogram in histograms.values():
         total += histogram
     made_of = assembly.manifest(request, spools, splits, quality.statistics(total))
+    made_of = made_of.model_copy(update={"earlier": tuple(e.made.name for e in earlier)})
     inputs = reporting.Inputs(request, made_of, spools, outcome, found, histograms)
     reporting.write(inputs)
     # before the manifest: a reader that lists the folders must not find more than it names
@@ -252,6 +304,8 @@ def finish(
     manifests.write(made_of, request.output)
     # after it: until the manifest stands a rerun still needs the work
     shutil.rmtree(work_folder)
+    if not request.keep_zarr:
+        shutil.rmtree(request.output / archive.FOLDER, ignore_errors=True)
     return made_of
 
 
