@@ -15,8 +15,11 @@ CHUNK_BYTES = 1 << 20
 
 
 class _Hash(Protocol):
-    def update(self, data: bytes, /) -> None: ...
-    def hexdigest(self) -> str: ...
+    def update(self, data: bytes, /) -> None:
+        """Take in more bytes."""
+
+    def hexdigest(self) -> str:
+        """Return the sum of all bytes taken in."""
 
 
 class _Crc32:
@@ -26,9 +29,11 @@ class _Crc32:
         self._value = 0
 
     def update(self, data: bytes, /) -> None:
+        """Take in more bytes."""
         self._value = zlib.crc32(data, self._value)
 
     def hexdigest(self) -> str:
+        """Return the sum of all bytes taken in, as 8 hexadecimal digits."""
         return f"{self._value:08x}"
 
 

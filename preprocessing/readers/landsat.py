@@ -205,7 +205,8 @@ def _notes(metadata: Metadata) -> tuple[str, ...]:
 READER = Reader(
     "landsat",
     ("landsat_oli", "landsat_tm"),
-    "Landsat Collection-2 product folders or `.tar` with `*_MTL.txt` (or .json, .xml) and `*_SR_B*.TIF` (Level 2) or `*_B*.TIF` (Level 1)",
+    "Landsat Collection-2 product folders or `.tar` with `*_MTL.txt` (or .json, .xml) and `*_SR_B*.TIF` (Level 2)"
+    " or `*_B*.TIF` (Level 1)",
     find,
     open_scene,
 )

@@ -1,4 +1,4 @@
-"""Damaged Sentinel-2 products in one archive with sound ones: each is named with its file and reason, the rest is done."""
+"""Damaged Sentinel-2 products beside sound ones: each is named with its file and reason, the rest is done."""
 
 import csv
 import re
