@@ -354,13 +354,17 @@ def test_p01_after_sigkill_a_rerun_ends_with_the_same_bytes(city_words, clean, t
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [2])
-def test_any_number_of_workers_gives_the_same_bytes(city_words, clean, tmp_path, workers):
-    process = start(*city_words, f"output={tmp_path}", f"workers={workers}")
+@pytest.mark.parametrize(("workers", "codec"), [(2, "lz4"), (3, "zstd")])
+def test_any_number_of_workers_gives_the_same_bytes(city_words, clean, tmp_path, workers, codec):
+    words = [*city_words, f"codec={codec}"]
+    process = start(*words, f"output={tmp_path / 'many'}", f"workers={workers}")
     out, err = process.communicate(timeout=200)
     assert (process.returncode, err) == (0, "")
     assert "tiles train" in out
-    assert contents(tmp_path) == clean
+    if codec == "zstd":
+        shard.main([*words, f"output={tmp_path / 'one'}"])
+        clean = contents(tmp_path / "one")
+    assert contents(tmp_path / "many") == clean
 
 
 @pytest.mark.parametrize(
@@ -498,6 +502,15 @@ def test_an_empty_archive_says_what_was_looked_for(tmp_path):
 def test_nothing_left_names_the_keys_to_change(shard_words, tmp_path):
     with pytest.raises(ConfigError, match=r"no training tile is left .*'nodata'.*`min_valid`"):
         shard.main([*shard_words, f"output={tmp_path}", "tile_px=192", "min_valid=1", "min_clear=1"])
+
+
+def test_zstd_is_smaller_and_holds_the_same(shard_set, shard_words, tmp_path):
+    shard.main([*shard_words, f"output={tmp_path}", "codec=zstd"])
+    sizes = [sum(s.size_bytes for s in manifests.read(f).shards("train")) for f in (tmp_path, shard_set)]
+    assert sizes[0] < sizes[1]
+    for key, one in read_all(tmp_path).items():
+        np.testing.assert_array_equal(one.pixels, read_all(shard_set)[key].pixels)
+        break
 
 
 def test_reflectance_of_two_kinds_is_not_mixed(products, shard_words, tmp_path):
