@@ -4,6 +4,7 @@ VENV ?= .venv
 PYTHON ?= python3
 UI_PORT ?= 5000
 RUNS ?= demo/runs
+JOBS ?= 2
 READY := $(VENV)/.ready
 BIN := $(VENV)/bin
 # the tools are run as modules: with a borrowed torch their scripts may lie in the lender's environment
@@ -12,7 +13,7 @@ LINT_IMPORTS := from importlinter.cli import lint_imports_command as lint; lint(
 export VENV PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast check ui clean
+.PHONY: help setup demo test test-fast bench check ui clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -28,12 +29,16 @@ demo: $(READY)  ## simulated archive -> shards -> two pretrainings -> fine-tunin
 	@PYTHON="$(abspath $(BIN)/python)" bash slurm/demo.sh
 
 test: $(READY)  ## all tests
-	@echo "test: all tests, some minutes; tests that need a local Slurm or real imagery say so where they are skipped"
-	@$(BIN)/python -m pytest
+	@echo "test: all tests, $(JOBS) files at a time (JOBS=1: in order), some minutes; those that need a local Slurm or"
+	@echo "      real imagery say so where they are skipped"
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 	@echo "test: passed. Next: make check before a commit"
 
 test-fast: $(READY)  ## the tests that take less than about ten seconds each and need no Slurm
 	@$(BIN)/python -m pytest -m "not slow and not slurm"
+
+bench: $(READY)  ## speed as ratios measured side by side (BENCH="cells jp2" for some)
+	@$(BIN)/python -m tests.bench $(BENCH)
 
 check: $(READY)  ## formatting, lint, types, import contracts
 	@echo "check: ruff check, ruff format, mypy --strict, import contracts"

@@ -1,0 +1,132 @@
+"""Preprocessing against its limits: the decoder, the plain form, one process, the raw bytes."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import shutil
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import numpy as np
+import rasterio
+
+from pipeline import manifest
+from pipeline.config import ROOT
+from pipeline.indices import INDICES
+from pipeline.saliency import cell_statistics
+from pipeline.sample import SCALE
+from preprocessing import kernel, shard, simulate
+from tests.bench.measure import Ratio, ratio, wall_s
+
+NAMES = ("NDVI", "NDWI", "NDBI")
+REAL_DATA = Path(os.environ.get("REAL_DATA", ROOT.parent / "shared/data"))
+
+
+def cells(folder: Path) -> list[Ratio]:
+    """Indices and cell statistics of a strip: the plain form against the compiled pass, one core."""
+    rng = np.random.default_rng(0)
+    roles = sorted({role for name in NAMES for role in INDICES[name].roles})
+    stack = rng.integers(-200, 6000, (len(roles), 1024, 2048)).astype(np.int16)
+    counted = rng.random(stack.shape[1:]) > 0.1
+    places = {name: [roles.index(role) for role in INDICES[name].roles] for name in NAMES}
+
+    def plain() -> np.ndarray:
+        reflectance = stack.astype(np.float32) * np.float32(SCALE)
+        values = [INDICES[name](*(reflectance[i] for i in places[name])) for name in NAMES]
+        return cell_statistics(np.stack(values), counted, 8)
+
+    def compiled() -> np.ndarray:
+        return np.stack([kernel.cell_statistics(INDICES[n], stack, places[n], counted, 8) for n in NAMES])
+
+    apart = float(np.abs(plain() - compiled()).max())
+    if apart > 1e-6:
+        raise AssertionError(f"the two differ by {apart}")
+    return [ratio("cell statistics: plain / compiled", plain, compiled, 10)]
+
+
+def run(folder: Path, *words: str) -> Callable[[], object]:
+    """Return a sharding run into a folder that is empty each time."""
+
+    def sharded() -> int:
+        shutil.rmtree(folder, ignore_errors=True)
+        # progress is for people
+        with redirect_stdout(io.StringIO()):
+            return shard.main([*words, f"output={folder}"])
+
+    return sharded
+
+
+def decode(files: list[Path]) -> Callable[[], object]:
+    """Return reading the files whole, one after the other, with GDAL alone."""
+
+    def decoded() -> int:
+        with rasterio.Env(GDAL_NUM_THREADS="1"):
+            return sum(rasterio.open(path).read(1).size for path in files)
+
+    return decoded
+
+
+def archive_of(folder: Path, product: str, side_px: int) -> Path:
+    """Simulate an archive of one scene, its side in 10 m pixels."""
+    archive = folder / product
+    if not archive.exists():
+        with redirect_stdout(io.StringIO()):
+            simulate.main([str(archive), "--size-px", str(side_px), "--products", product])
+    return archive
+
+
+def finest(safe: Path) -> list[Path]:
+    """List the finest file of each band of a `.SAFE` folder, and its scene classification."""
+    found: dict[str, tuple[int, Path]] = {}
+    for path in safe.glob("GRANULE/*/IMG_DATA/**/*.jp2"):
+        match = re.search(r"_(B\w\w|SCL)_(\d+)m", path.name)
+        if match:
+            found[match[1]] = min(found.get(match[1], (999, path)), (int(match[2]), path))
+    return [path for _, path in found.values()]
+
+
+def jp2(folder: Path) -> list[Ratio]:
+    """JPEG 2000 to shards against the decoder alone, one process each."""
+    archive = archive_of(folder, "sentinel2-l2a", 3072)
+    (safe,) = archive.rglob("*.SAFE")
+    config = str(ROOT / "configs/shard/default.yaml")
+    whole = run(
+        folder / "jp2", config, f"scenes={archive}", "workers=0", "split.block_m=2000", "split.buffer_m=0"
+    )
+    return [ratio("JPEG 2000: decoder alone / whole run", decode(finest(safe)), whole, 0.85)]
+
+
+def tif(folder: Path) -> list[Ratio]:
+    """Tiled deflate GeoTIFF of one resolution to shards against the decoder alone."""
+    archive = archive_of(folder, "landsat9-l2sp", 6144)
+    files = sorted(archive.rglob("*_SR_B?.TIF")) + sorted(archive.rglob("*_QA_*.TIF"))
+    config = str(ROOT / "configs/shard/demo_landsat.yaml")
+    whole = run(folder / "tif", config, f"scenes={archive}", "workers=0", "codec=lz4")
+    return [ratio("GeoTIFF: decoder alone / whole run", decode(files), whole, 0.4)]
+
+
+def processes(folder: Path) -> list[Ratio]:
+    """The real OSCD scenes with one worker process and with two."""
+    words = [str(ROOT / "configs/shard/oscd.yaml"), f"scenes={REAL_DATA / 'oscd'}"]
+    one, two = (run(folder / f"workers-{n}", *words, f"workers={n}") for n in (1, 2))
+    return [ratio("OSCD: one process / two", one, two, 1.7, wall_s)]
+
+
+def bytes_stored(folder: Path) -> list[Ratio]:
+    """Shards with zstd against the tiles' raw int16, on real 10 to 60 m data."""
+    words = [str(ROOT / "configs/shard/oscd.yaml"), f"scenes={REAL_DATA / 'oscd'}", "workers=2", "codec=zstd"]
+    run(folder / "zstd", *words)()
+    found = manifest.read(folder / "zstd")
+    shards = [one for split in found.splits.values() for one in split]
+    side, bands = found.contract.tile_px, len(found.contract.bands)
+    raw = sum(one.samples for one in shards) * bands * side * side * 2
+    return [
+        Ratio("OSCD, zstd: shard bytes / raw", (sum(o.size_bytes for o in shards) / raw,), 0.62, least=False)
+    ]
+
+
+BENCHES = {"cells": cells, "jp2": jp2, "tif": tif, "processes": processes, "bytes": bytes_stored}
+NEED_REAL_DATA = ("processes", "bytes")
