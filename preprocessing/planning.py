@@ -27,7 +27,11 @@ DECODE = {".jp2": 2.8e6}
 DECODE_OTHERS = 60e6
 WORK = 12e6
 """Pixels of a band a second and core that are brought onto the grid, stored, cut and compressed."""
-BASE_BYTES = 350e6
+START_S = 8.0
+"""A worker loads its libraries and compiles the statistics."""
+SCENE_S = 0.4
+"""Files of a scene are opened, made and forced to disk."""
+BASE_BYTES = 400e6
 """A worker with its libraries, before it holds any pixel."""
 PIXEL_BYTES = 13
 """A worker holds for each pixel of a scene's grid at its peak."""
@@ -72,7 +76,7 @@ def estimate(request: ShardConfig, found: Found) -> Estimate:
         tiles=tiles,
         archive_bytes=archive_bytes,
         shard_bytes=shard_bytes,
-        seconds=sum(_seconds(request, found)) / at_once,
+        seconds=START_S + sum(_seconds(request, found)) / at_once,
         worker_bytes=BASE_BYTES + PIXEL_BYTES * max(pixels, default=0),
         needed_bytes=max(needed, 0),
         free_bytes=shutil.disk_usage(existing(request.output)).free,
@@ -93,9 +97,11 @@ def _seconds(request: ShardConfig, found: Found) -> Iterator[float]:
         place = found.places.get(job.scene.id)
         if place is None:
             continue
+        yield SCENE_S
         ground_m2 = place.grid.width_px * place.grid.height_px * place.grid.pixel_m[0] * place.grid.pixel_m[1]
         for source, band in zip(job.scene.bands, bands, strict=True):
-            own = ground_m2 / band.gsd_m**2
+            # products that hold a band in several sizes are read in the size that is needed
+            own = ground_m2 / max(band.gsd_m, place.grid.pixel_m[0]) ** 2
             rate = DECODE.get(Path(source.path).suffix.lower(), DECODE_OTHERS)
             yield own / rate + place.grid.width_px * place.grid.height_px / WORK
 
