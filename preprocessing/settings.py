@@ -24,7 +24,7 @@ from pipeline.sensors import Sensor, sensor
 from preprocessing.files import NO_BAND, FilesConfig
 from preprocessing.labelling import LabelConfig
 from preprocessing.selection import SelectConfig
-from preprocessing.splits import SplitConfig
+from preprocessing.splits import SplitConfig, tables
 
 NAME = "settings.json"
 SOURCES = "sources.json"
@@ -258,7 +258,7 @@ def comparable(config: ShardConfig) -> dict[str, Any]:
 def _known(path: Path | None) -> str | None:
     if path is None:
         return None
-    return f"{path.name} sha256:{manifest.sha256(path)}" if path.is_file() else path.name
+    return " ".join([path.name, *(f"{one.name} sha256:{manifest.sha256(one)}" for one in tables(path))])
 
 
 def write_sources(folder: Path, sources: dict[str, str]) -> None:

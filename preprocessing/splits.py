@@ -128,9 +128,14 @@ def _names(path: Path, text: str) -> Iterable[str]:
             yield name
 
 
+def tables(path: Path) -> list[Path]:
+    """Return the tables a path names: itself, or the csv files of a folder."""
+    return [path] if path.is_file() else sorted(path.glob("*.csv"))
+
+
 def record(config: SplitConfig, table: Path | None = None) -> SplitRecord:
     """Say for the manifest who divided the samples, with the checksum of every list; `table`: the set's own."""
     files = [*config.files.values(), *filter(None, [config.groups])]
     if config.by == "set" and table is not None:
-        files.append(table)
+        files += tables(table)
     return SplitRecord(by=config.by, seed=config.seed, files={f.name: manifest.sha256(f) for f in files})
