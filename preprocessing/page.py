@@ -33,21 +33,27 @@ Tree = Mapping[str, Any]
 STYLE = """
 :root{--ink:#1d242c;--soft:#667180;--line:#e3e7ec;--paper:#fff;--back:#f4f6f8;--blue:#0c5c94;--green:#2a9d6f}
 *{box-sizing:border-box}
-body{margin:0;background:var(--back);color:var(--ink);font:15px/1.5 system-ui,-apple-system,"Segoe UI",sans-serif}
+body{margin:0;background:var(--back);color:var(--ink);
+font:15px/1.5 system-ui,-apple-system,"Segoe UI",sans-serif}
 main{max-width:1080px;margin:0 auto;padding:28px 20px 60px}
 h1{font-size:26px;margin:0}h1+p{margin:2px 0 20px;color:var(--soft)}
-section{background:var(--paper);border:1px solid var(--line);border-radius:10px;padding:18px 22px;margin:16px 0}
+section{background:var(--paper);border:1px solid var(--line);border-radius:10px;padding:18px 22px;
+margin:16px 0}
 h2{font-size:17px;margin:0 0 4px}section>p{margin:0 0 12px;color:var(--soft)}
 .cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(145px,1fr));gap:12px}
 .card{background:var(--paper);border:1px solid var(--line);border-radius:10px;padding:12px 16px}
-.card b{display:block;font-size:24px;line-height:1.25;font-variant-numeric:tabular-nums}.card span{color:var(--soft);font-size:13px}
+.card b{display:block;font-size:24px;line-height:1.25;font-variant-numeric:tabular-nums}
+.card span{color:var(--soft);font-size:13px}
 .card.bad b{color:#c0392b}.card.good b{color:var(--green)}
 svg{display:block;width:100%;height:auto}.map{border-radius:6px}.sea{fill:#eef3f6}
 .line{stroke:#cfd9e0;fill:none}.scene{stroke:#083a5e;stroke-width:1;fill-opacity:.72}
-.small{font-size:11px;fill:var(--soft)}.axis{stroke:#aab3bd}.mark{stroke:#c0392b;stroke-dasharray:3 3;stroke-opacity:.75}
+.small{font-size:11px;fill:var(--soft)}.axis{stroke:#aab3bd}
+.mark{stroke:#c0392b;stroke-dasharray:3 3;stroke-opacity:.75}
 .after{fill:#58a4d6;fill-opacity:.75}.before{fill:none;stroke:#444c56;stroke-opacity:.8}
 .grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(235px,1fr));gap:18px 22px}
-figure{margin:0}figcaption{font-weight:600;font-size:13px;display:flex;justify-content:space-between;gap:8px;overflow-wrap:anywhere}
+figure{margin:0}
+figcaption{font-weight:600;font-size:13px;display:flex;justify-content:space-between;gap:8px;
+overflow-wrap:anywhere}
 figcaption span{font-weight:400;color:var(--soft);white-space:nowrap}
 table{border-collapse:collapse;width:100%;font-size:13px}th{text-align:left;color:var(--soft);font-weight:500}
 th,td{padding:5px 10px 5px 0;border-bottom:1px solid var(--line);vertical-align:top;overflow-wrap:anywhere}
@@ -58,8 +64,10 @@ td.n,th.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
 .maps{display:grid;grid-template-columns:repeat(auto-fill,minmax(140px,1fr));gap:14px;margin-top:16px}
 .maps figcaption{font-weight:400;font-size:11px;color:var(--soft);margin-bottom:3px}
 .sheet{display:grid;grid-template-columns:repeat(auto-fill,minmax(230px,1fr));gap:12px}
-.sheet img{width:100%;display:block;border-radius:4px}.sheet figcaption{font-weight:400;color:var(--soft);font-size:11px}
-details summary{cursor:pointer;color:var(--blue)}pre{overflow:auto;font-size:12px;background:var(--back);padding:12px;border-radius:6px}
+.sheet img{width:100%;display:block;border-radius:4px}
+.sheet figcaption{font-weight:400;color:var(--soft);font-size:11px}
+details summary{cursor:pointer;color:var(--blue)}
+pre{overflow:auto;font-size:12px;background:var(--back);padding:12px;border-radius:6px}
 footer{color:var(--soft);font-size:13px}.none{color:var(--soft)}
 """
 

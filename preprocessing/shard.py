@@ -1,10 +1,11 @@
 """Entry: scenes of an archive to a shard set.
 
-python preprocessing/shard.py [CONFIG.yaml] [a.b=c ...] [--dry-run]
+python preprocessing/shard.py [CONFIG.yaml] [a.b=c ...] [--dry-run | --grow | --clean]
 """
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import sys
 import time
@@ -56,23 +57,15 @@ COMMAND = console.Command(
     "of change), came or went, and does nothing where all are the same.",
     "configs/shard/default.yaml",
     "  python preprocessing/shard.py scenes=/path/to/archive output=/path/to/shards workers=4\n"
-    "  python preprocessing/shard.py configs/shard/landsat_c2.yaml scenes=/path/to/landsat --dry-run",
+    "  python preprocessing/shard.py configs/shard/landsat_c2.yaml scenes=/path/to/landsat --dry-run\n"
+    "  python preprocessing/shard.py scenes=/path/to/archive output=/path/to/shards select.max_cloud=0.4 --grow\n"
+    "  python preprocessing/shard.py output=/path/to/shards --clean",
 )
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the entry; returns the exit code."""
-    parser = COMMAND.configured_by(ShardConfig).parser()
-    parser.add_argument(
-        "--dry-run", action="store_true", help="plan: scenes, tiles, bytes, time; write nothing"
-    )
-    parser.add_argument(
-        "--clean", action="store_true", help="free the archive of a finished set, keep its shards"
-    )
-    parser.add_argument(
-        "--grow", action="store_true", help="put new scenes into a numbered set beside a finished one"
-    )
-    arguments = parser.parse_args(argv)
+    arguments = parser().parse_args(argv)
     path, words = COMMAND.split(arguments.words)
     request = config.load(ShardConfig, path, words)
     if arguments.clean:
@@ -89,7 +82,25 @@ def main(argv: Sequence[str]) -> int:
     check_listed(request, found.jobs)
     if arguments.dry_run:
         show_plan(request, found)
-        return EXIT_DONE
+    else:
+        start(request, found, earlier)
+    return EXIT_DONE
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    made = COMMAND.configured_by(ShardConfig).parser()
+    for flag, meaning in (
+        ("--dry-run", "plan: scenes, tiles, bytes, time; write nothing"),
+        ("--clean", "free the archive of a finished set, keep its shards"),
+        ("--grow", "put new scenes into a numbered set beside a finished one"),
+    ):
+        made.add_argument(flag, action="store_true", help=meaning)
+    return made
+
+
+def start(request: ShardConfig, found: Found, earlier: tuple[Earlier, ...]) -> None:
+    """Make the set, alone on its output; raises `OutputError` where that cannot be written."""
     if found.unselected and not found.total:
         left_out = ", ".join(f"{n} {reason}" for reason, n in found.why_unselected().items())
         raise ConfigError(f"no scene is left ({left_out}): change `select`.")
@@ -104,7 +115,6 @@ def main(argv: Sequence[str]) -> int:
             f"cannot write to {request.output} ({error}). Free space or permissions, then start the same"
             " command again: what is finished is kept."
         ) from error
-    return EXIT_DONE
 
 
 def is_fresh(output: Path) -> bool:
@@ -176,7 +186,7 @@ def shard(
     request: ShardConfig, found: Found, changed: Sequence[str], earlier: tuple[Earlier, ...] = ()
 ) -> None:
     """Make the shard set, or see that it is made."""
-    start = time.monotonic()
+    begin = time.monotonic()
     if is_finished(request, found):
         # a run that was killed at its very end left it
         shutil.rmtree(request.output / scene_work.WORK_FOLDER, ignore_errors=True)
@@ -199,7 +209,7 @@ def shard(
         splits = pack(request, spools, pool)
     settings.write_sources(request.output, found.sources)
     made = finish(request, found, outcome, (splits, earlier))
-    report(request, made, outcome, time.monotonic() - start)
+    report(request, made, outcome, time.monotonic() - begin)
 
 
 def is_finished(request: ShardConfig, found: Found) -> bool:

@@ -1,6 +1,6 @@
 """Entry: a shard set as a table and pictures: tiles, one sample, one scene; and a scene as GeoTIFF.
 
-python preprocessing/show.py SHARDS [--split train] [--count 24] [--sample KEY] [--scene ID] [--picture FILE.png] [--cog FILE.tif]
+python preprocessing/show.py SHARDS [--split S] [--count N] [--sample KEY] [--scene ID [--cog FILE.tif]]
 """
 
 from __future__ import annotations
