@@ -105,6 +105,8 @@ def _entries(product: Path) -> tuple[Entry, ...]:
 @lru_cache(maxsize=8)
 def _listed(product: Path, size_bytes: int, time_ns: int) -> tuple[Entry, ...]:
     """Listed once a product: several readers and members ask (size and time are there to tell a changed file)."""
+    if locations.split(locations.in_zip(product, "x"))[0] != product:
+        raise SceneError(f"{product}: a path with an unpaired brace cannot be read in place. Rename it.")
     is_zip = product.name.lower().endswith(".zip")
     members = _zip_members(product) if is_zip else _tar_members(product)
     _check(product, members, size_bytes)

@@ -8,16 +8,18 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import rasterio
 
 from pipeline.config import ROOT
 from pipeline.errors import SceneError
 from pipeline.sensors import SENSORS
-from preprocessing import locations, shard
-from preprocessing.readers import Request, discover
+from preprocessing import locations, masks, radiometry, shard
+from preprocessing.readers import Request, discover, landsat, sentinel2
 from preprocessing.readers.packed import list_packed
 from preprocessing.readers.product import product_name, read_member
+from preprocessing.simulation.packed import tar_product, zip_product
 
 S2 = Request(SENSORS["sentinel2"], ("B02", "B04"))
 OLI = Request(SENSORS["landsat_oli"], ("B4", "B5"))
@@ -148,6 +150,14 @@ def test_p16_packed_products_under_odd_paths_and_names_are_read(copied, tmp_path
         assert raster.read(1).any()
 
 
+@pytest.mark.parametrize("name", ["un{paired", "un}paired"])
+def test_a_path_with_an_unpaired_brace_is_refused_with_the_remedy(copied, tmp_path, name):
+    product = copied(ZIP)
+    odd = product.rename(product.with_name(f"{name}.SAFE.zip"))
+    with pytest.raises(SceneError, match=r"unpaired brace cannot be read in place. Rename it"):
+        open_found(odd, S2)
+
+
 @pytest.mark.parametrize("ending", [".zip", ".tar"])
 def test_names_that_start_with_a_dot_and_a_slash_and_foreign_files(tmp_path, ending):
     product = tmp_path / f"p{ending}"
@@ -177,10 +187,10 @@ def test_locations_without_an_archive_are_themselves():
 # ---- packed and unpacked are the same
 
 
-def make(archive: Path, output: Path, config: str) -> dict[str, bytes]:
+def make(archive: Path, output: Path, config: str, *more: str) -> dict[str, bytes]:
     words = ["tile_px=24", "split.val_share=0", "min_valid=0", "min_clear=0", "workers=0"]
     given = [str(ROOT / f"configs/shard/{config}.yaml"), f"scenes={archive}", f"output={output}"]
-    assert shard.main([*given, *words]) == 0
+    assert shard.main([*given, *words, *more]) == 0
     return {p.name: p.read_bytes() for p in output.glob("train/*.tar")}
 
 
@@ -192,6 +202,55 @@ def test_shards_of_folder_and_archive_are_the_same_bytes(products, tmp_path, fol
     shards = [make(products[kind].parent, tmp_path / kind, config) for kind in (folder, packed)]
     assert shards[0] == shards[1]
     assert sum(map(len, shards[0].values())) > 10_000
+
+
+def test_a_tile_with_polygons_gives_the_same_bytes_packed(copied, products, tmp_path):
+    zip_product(copied("sentinel2_aws-L1C"))
+    archives = [products["sentinel2_aws-L1C"].parent, tmp_path / "sentinel2_aws-L1C"]
+    words = ["reader=sentinel2_aws", "bands=[B02,B03,B04,B08,B10,B11]", "labels=null"]
+    shards = [
+        make(archive, tmp_path / f"set{n}", "demo_sentinel2", *words) for n, archive in enumerate(archives)
+    ]
+    assert shards[0] == shards[1]
+
+
+def of_scene(product: Path, request: Request):
+    scene = open_found(product, request)
+    layout = radiometry.lay_out(scene, None, None)
+    flags = [masks.mask_flags(m, g, layout.target) for m, g in zip(scene.masks, layout.masks, strict=True)]
+    return [image.pixels for image in radiometry.band_images(layout, "bilinear")] + flags
+
+
+def test_real_landsat_packed_is_the_same(real_data, tmp_path):
+    product = sorted((real_data / "landsat_c2").glob("LC08*T1"))[0]
+    copy = shutil.copytree(product, tmp_path / product.name)
+    packed = of_scene(tar_product(copy), OLI)
+    scene = landsat.open_scene(product, OLI)
+    layout = radiometry.lay_out(scene, None, None)
+    for image, pixels in zip(radiometry.band_images(layout, "bilinear"), packed, strict=False):
+        np.testing.assert_array_equal(image.pixels, pixels)
+    assert len(packed) == 4
+
+
+def test_real_safe_packed_is_the_same(real_data, tmp_path):
+    """Of the real product only what is read: the others would take a minute to pack."""
+    [product] = (real_data / "sentinel2_safe").glob("*.SAFE")
+    copy = tmp_path / product.name
+    for path in (
+        *product.glob("*.xml"),
+        product / "manifest.safe",
+        *product.rglob("*_B0[34]_60m.jp2"),
+        *product.rglob("*_SCL_60m.jp2"),
+    ):
+        (copy / path.relative_to(product)).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy / path.relative_to(product))
+    request = Request(SENSORS["sentinel2"], ("B03", "B04"), gsd_m=60)
+    packed = of_scene(zip_product(copy), request)
+    scene = sentinel2.open_scene(product, request)
+    layout = radiometry.lay_out(scene, None, None)
+    for image, pixels in zip(radiometry.band_images(layout, "bilinear"), packed, strict=False):
+        np.testing.assert_array_equal(image.pixels, pixels)
+    assert len(packed) == 3
 
 
 def test_a_changed_zip_is_made_again(copied, tmp_path, capsys):
