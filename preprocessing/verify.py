@@ -13,12 +13,14 @@ from pathlib import Path
 if not __package__:  # run by path: `python preprocessing/verify.py`
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+import numpy as np
+
 from pipeline import console, sample
 from pipeline import manifest as manifests
 from pipeline.contract import DataContract
 from pipeline.errors import EXIT_DONE, EXIT_FAILURE, CorruptDataError
 from pipeline.manifest import Manifest, Shard
-from pipeline.sample import Sample
+from pipeline.sample import NO_CLASS, Label, Sample
 from preprocessing import archive, packing
 
 
@@ -81,6 +83,22 @@ def _sample_problems(found: Sample, path: Path, contract: DataContract, seen: se
     expected = ((len(contract.bands), side, side), (len(contract.indices), cells, cells, 3))
     if (found.pixels.shape, found.cells.shape) != expected:
         yield f"{path}: sample {found.key} has shapes {found.pixels.shape}, {found.cells.shape}, not {expected}"
+    if (found.after is not None) != (contract.dates == 2):
+        yield f"{path}: sample {found.key} does not have the {contract.dates} dates of its set"
+    if found.label is not None:
+        yield from (f"{path}: sample {found.key} {wrong}" for wrong in _label_problems(found.label, contract))
+
+
+def _label_problems(label: Label, contract: DataContract) -> Iterator[str]:
+    kinds: dict[str, type] = {"class": int, "classes": tuple, "mask": np.ndarray}
+    if not isinstance(label, kinds[contract.label_kind]):
+        yield f"has a label of another kind than `{contract.label_kind}`, that of its set"
+        return
+    numbers = np.unique(np.asarray(label, np.int64))
+    known = len(contract.classes)
+    beyond = numbers[(numbers < 0) | ((numbers >= known) & (numbers != NO_CLASS))]
+    if len(beyond):
+        yield f"has class number {beyond[0]}; its set has {known} classes"
 
 
 def archive_problems(folder: Path, made: Manifest) -> Iterator[str]:
