@@ -74,8 +74,9 @@ class ShardConfig(Config):
     """Pixel size in metres; `native` takes the finest requested band's own grid."""
     crs: str | None = None
     """Coordinate system in metres to reproject to (`EPSG:32633`); none keeps each scene's own."""
-    offset: Literal["auto", "applied"] = "auto"
-    """`auto` adds the radiometric offset that the product states; `applied`: the archive has added it already."""
+    offset: Literal["auto", "applied", "not_applied"] = "auto"
+    """`auto` adds the radiometric offset that the product states; `applied`: the archive has added it already;
+    `not_applied`: it must be added although the metadata has lost it (-1000 for Sentinel-2)."""
     resampling: Literal["bilinear", "nearest"] = "bilinear"
     """How bands of another pixel size come onto the grid; masks are always nearest, but for saturation."""
     cell_px: int = Field(default=8, gt=0)

@@ -22,7 +22,7 @@ from preprocessing.files import FilesConfig
 from preprocessing.readers import packed
 from preprocessing.scenes import Scene
 
-Offset = Literal["auto", "applied"]
+Offset = Literal["auto", "applied", "not_applied"]
 _ID_LENGTH = 64
 _DIGEST_LENGTH = 8
 KeyT = TypeVar("KeyT")
@@ -41,7 +41,8 @@ class Request:
     gsd_m: float | None = None
     """Wanted pixel size in metres; None takes each band's finest file."""
     offset: Offset = "auto"
-    """`auto` adds the offset that the product states; `applied` adds none, for archives that have done so."""
+    """`auto` adds the offset that the product states; `applied` adds none, for archives that have done so;
+    `not_applied` adds the usual one, for archives whose metadata has lost it."""
     files: FilesConfig | None = None
     """Where plain image files lie, for the reader of those."""
     table: Path | None = None

@@ -27,6 +27,7 @@ from preprocessing.readers.product import (
 from preprocessing.readers.sentinel2_bands import (
     BAND_IDS,
     NATIVE,
+    OFFSET_DN,
     Contents,
     Metadata,
     has_offset,
@@ -34,8 +35,8 @@ from preprocessing.readers.sentinel2_bands import (
 )
 from preprocessing.scenes import Scene
 
-QUANTIFICATION, OFFSET_DN = 10_000, -1_000
-"""The same in every product so far; the offset from baseline 04.00 on."""
+QUANTIFICATION = 10_000
+"""The same in every product so far."""
 METADATA, TILE_INFO = "metadata.xml", "tileInfo.json"
 _PRODUCT_NAME = re.compile(r"S2[A-D]_OPER_MSI_L(1C|2A)_TL_.*", re.IGNORECASE)
 _IMAGE_FILE = re.compile(r"(?:R(\d+)m/)?(B[0-9][0-9A]|SCL)\.jp2")

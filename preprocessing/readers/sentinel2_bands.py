@@ -31,6 +31,8 @@ CLASSI_FLAGS = (Flag.CLOUD, Flag.CIRRUS, Flag.SNOW)
 GML_FLAGS = {"OPAQUE": Flag.CLOUD, "CIRRUS": Flag.CIRRUS}
 """Kinds of polygon in MSK_CLOUDS (L1C before baseline 04.00)."""
 FIRST_BASELINE_WITH_OFFSET = 4.0
+OFFSET_DN = -1_000
+"""The offset of every band of every product so far, from that baseline on."""
 NATIVE = 0.0
 """Pixel size of a file whose name has none (L1C: one file a band)."""
 OFFSET_TAGS = {"L2A": "BOA_ADD_OFFSET", "L1C": "RADIO_ADD_OFFSET"}
@@ -134,6 +136,8 @@ def _file(contents: Contents, band: str, request: Request) -> str:
 def _offset(contents: Contents, band: str, request: Request) -> float:
     """Return the DN to add for one band."""
     metadata = contents.metadata
+    if request.offset == "not_applied":
+        return metadata.offsets.get(band, OFFSET_DN)
     # before 04.00 there is no list and nothing to add; from 04.00 on a missing list is damage
     if request.offset == "applied" or not (metadata.offsets or has_offset(metadata.baseline)):
         return 0.0
@@ -184,7 +188,11 @@ def _notes(contents: Contents, request: Request, masked: bool) -> tuple[str, ...
     metadata = contents.metadata
     values = sorted(set(metadata.offsets.values()))
     stated = ", ".join(f"{value:g}" for value in values) or "none"
-    used = "not used (offset: applied)" if request.offset == "applied" else "used"
+    used = {
+        "auto": "used",
+        "applied": "not used (offset: applied)",
+        "not_applied": f"{OFFSET_DN} where there is none (offset: not_applied)",
+    }[request.offset]
     notes = [
         f"processing baseline {metadata.baseline}",
         f"{OFFSET_TAGS[metadata.level]} {stated}, {used}",

@@ -57,7 +57,7 @@ def test_scale_and_offset_are_for_reflectance(copied, level, tag):
     assert any("-1000, -900" in note for note in scene.notes)
 
 
-@pytest.mark.parametrize(("option", "expected"), [("auto", -0.1), ("applied", 0.0)])
+@pytest.mark.parametrize(("option", "expected"), [("auto", -0.1), ("applied", 0.0), ("not_applied", -0.1)])
 def test_offset_option(products, option, expected):
     scene = open_scene(products[L2A], replace(REQUEST, offset=option))
     assert {band.offset for band in scene.bands} == {expected}
@@ -78,6 +78,13 @@ def test_p06_reflectance_is_the_same_in_every_baseline(tmp_path, level, tag):
     for image in images.values():
         np.testing.assert_allclose(image[above], old[above], atol=1e-12)
         np.testing.assert_array_equal(np.isnan(image), np.isnan(old))
+
+
+def test_an_offset_that_the_metadata_lost_can_be_demanded(tmp_path):
+    product = write_safe(tmp_path, SafeOptions(192, baseline="02.14"))
+    scene = open_scene(product, replace(REQUEST, offset="not_applied"))
+    assert {band.offset for band in scene.bands} == {-0.1}
+    assert "-1000 where there is none" in scene.notes[1]
 
 
 def test_p06_a_reprocessed_old_scene_is_read_by_its_metadata_not_its_date(copied):

@@ -49,7 +49,7 @@ def test_the_default_set_is_the_one_that_default_pretraining_reads():
         ({"tile_px": 100}, "`tile_px`: 100 is no multiple of cell_px 8"),
         ({"cell_px": 10}, "`tile_px`: 96 is no multiple of cell_px 10"),
         ({"stride_px": 50}, "`stride_px`: 50 is no multiple of cell_px 8"),
-        ({"offset": "not_applied"}, "`offset`"),
+        ({"offset": "unknown"}, "`offset`"),
         ({"crs": "EPSG:4326"}, "`crs`: `EPSG:4326` has no metres; take a projected one"),
         (
             {"gsd_m": 5, "bands": [*BANDS, "B01"]},
