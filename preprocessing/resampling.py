@@ -108,7 +108,7 @@ def _mix(values: Image, columns: Taps, rows: Taps, strip: slice) -> Image:
 def _weighed(values: Image, positions: Ints, weights: Image, axis: int) -> Image:
     """Return the sum over taps of the values at their positions along an axis, times their weights."""
     # taken and added in place: fancy indexing is four times slower
-    total = np.take(values, positions[0], axis=axis, mode="clip")
+    total: Image = np.take(values, positions[0], axis=axis, mode="clip")
     total *= weights[0]
     for position, weight in zip(positions[1:], weights[1:], strict=True):
         part = np.take(values, position, axis=axis, mode="clip")
