@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.errors import ConfigError, MissingInputError, unknown
-from preprocessing.readers import bigearthnet, fmow_sentinel, geotiff, landsat, oscd, sentinel2, sentinel2_aws
+from preprocessing.readers import bigearthnet, fmow_sentinel, geotiff, landsat, oscd, sentinel2, sentinel2_aws, stac
 from preprocessing.readers.product import Reader, Request
 
 __all__ = ["READERS", "Reader", "Request", "discover"]
@@ -62,6 +62,7 @@ READERS: dict[str, Reader] = {
         oscd.PAIR_READER,
         bigearthnet.READER,
         fmow_sentinel.READER,
+        stac.READER,
         geotiff.READER,
     )
 }
