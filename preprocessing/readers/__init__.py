@@ -8,7 +8,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.errors import ConfigError, MissingInputError, unknown
-from preprocessing.readers import bigearthnet, fmow_sentinel, geotiff, landsat, oscd, sentinel2, sentinel2_aws, stac
+from preprocessing.readers import (
+    bigearthnet,
+    fmow_sentinel,
+    geotiff,
+    landsat,
+    oscd,
+    sentinel2,
+    sentinel2_aws,
+    stac,
+)
 from preprocessing.readers.product import Reader, Request
 
 __all__ = ["READERS", "Reader", "Request", "discover"]
@@ -20,7 +29,9 @@ def discover(root: Path, request: Request, reader: str = "auto") -> list[tuple[R
     reader: a key in `READERS`, or `auto` to ask every reader of the sensor.
     Sorted by path, which is absolute. Raises `MissingInputError` where there is nothing to read.
     """
-    asked = _asked(request, reader)
+    # a catalog is a file, and no product of another kind is json
+    by_kind = "stac" if reader == "auto" and root.suffix == ".json" else reader
+    asked = _asked(request, by_kind)
     # absolute, because workers may run elsewhere; not resolved, because a link's name may carry meaning
     folder = root.expanduser().absolute()
     if not folder.exists():
