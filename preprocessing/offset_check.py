@@ -32,12 +32,14 @@ def doubts(scene: Scene, histogram: NDArray[np.int64], lowest: int) -> tuple[str
     if scene.sensor != SENSOR or not counted:
         return ()
     subtracted = [(b.name, _share_below(row, BELOW - lowest)) for b, row in counted if b.offset < 0]
+    # in the worst band: vegetation is darkest in the visible, water beyond it
     worst = max(subtracted, key=lambda pair: pair[1], default=("", 0.0))
     if worst[1] > SHARE_BELOW:
         return (
             f"{WARNING}{worst[1]:.0%} of {worst[0]} lies below reflectance {BELOW / 1e4:g}: this archive seems to have"
             " applied the offset already; if so, set `offset: applied`",
         )
+    # one dark band is enough: little ground is bright in all
     if not subtracted and all(_share_below(row, FLOOR - lowest) <= SHARE_FLOOR for _, row in counted):
         return (
             f"{WARNING}no band is darker than reflectance {FLOOR / 1e4:g} anywhere: unless this is all bright ground,"

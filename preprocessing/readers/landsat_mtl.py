@@ -77,6 +77,7 @@ def parse_json(text: str, where: str) -> Metadata:
 
 def parse_xml(text: str, where: str) -> Metadata:
     """Parse an MTL.xml; `where` names the file in the `SceneError` for one that is something else."""
+    # the declaration in the file speaks of bytes
     tree = markup.parse(text.encode(), where)
     if tree.tag != ROOT:
         raise SceneError(f"{where}: not a Collection-2 MTL (its root is {tree.tag}). {AGAIN}")

@@ -27,7 +27,6 @@ SMALL_BYTES = 1 << 26
 """What expands to less than this may do so by any factor."""
 PEEKED = 50
 """This many names of a tar are looked at to see what it is: each costs a seek."""
-ENDINGS = (".zip", ".tar")
 PATTERN = re.compile(r".*\.(?:zip|tar|tar\.gz|tgz)", re.IGNORECASE)
 
 Entry = tuple[str, str, int | None]
@@ -58,6 +57,7 @@ def find_archives(root: Path, is_product: Callable[[Path, Collection[str]], bool
 
     is_product: gets the archive and the last parts of the names in it, none where it cannot be listed.
     """
+    # hidden archives are what unfinished downloads left
     candidates = [root] if root.is_file() else sorted(p for p in root.iterdir() if p.is_file())
     for path in candidates:
         if is_packed(path) and not path.name.startswith(".") and is_product(path, _peek(path)):

@@ -76,6 +76,7 @@ def open_scene(product: Path, request: Request) -> Scene:
 
 
 def _metadata(product: Path, members: Collection[str], tree: markup.Element) -> Metadata:
+    # not part of a tile, but some tools fetch it along
     if any(name in members for name in sentinel2.LEVELS):
         return sentinel2.read_metadata(product, members, {})
     where = f"{product.name}/{METADATA}"
@@ -87,6 +88,7 @@ def _metadata(product: Path, members: Collection[str], tree: markup.Element) -> 
         raise SceneError(
             f"{where}: not the metadata of a tile (root {tree.tag}, TILE_ID {identifier!r}). {_AGAIN}"
         )
+    # by the baseline and not by the date: old scenes are reprocessed
     offset = OFFSET_DN if has_offset(baseline[1]) else 0
     return Metadata(
         level=level,

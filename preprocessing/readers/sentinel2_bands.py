@@ -86,6 +86,7 @@ def has_offset(baseline: str) -> bool:
 def make_scene(contents: Contents, request: Request, name: str, reader: str) -> Scene:
     """Put a scene together; raises `SceneError` naming a band or mask that is missing, or an offset that is."""
     metadata = contents.metadata
+    # before anything else is looked at: a missing band is the commonest fault, and the clearest message
     for band in request.bands:
         if band not in contents.images:
             raise missing_band(contents.product, band, contents.folder, _present(contents.images))
@@ -102,6 +103,7 @@ def make_scene(contents: Contents, request: Request, name: str, reader: str) -> 
         labels=labels_beside(contents.product),
         licence=request.sensor.licence,
         cloud_share=metadata.cloud_share,
+        # what decides between two versions of a scene: both parts sort as texts
         version=f"{metadata.baseline} {metadata.generated}",
         notes=_notes(contents, request, bool(masks)),
     )
@@ -159,6 +161,7 @@ def _present(images: Mapping[str, Mapping[float, str]]) -> list[str]:
 
 
 def _masks(contents: Contents, request: Request) -> tuple[MaskSource, ...]:
+    # L2A holds MSK_CLASSI too, but SCL also knows shadows
     if contents.metadata.level == "L1C":
         return _cloud_masks(contents)
     if "SCL" not in contents.images:
@@ -175,6 +178,7 @@ def _masks(contents: Contents, request: Request) -> tuple[MaskSource, ...]:
 def _cloud_masks(contents: Contents) -> tuple[MaskSource, ...]:
     """Return the cloud mask of an L1C product, where it holds one."""
     found = {match[1]: name for name in contents.members if (match := _CLOUDS.fullmatch(name))}
+    # products hold one of them; where an archive added the other, the newer counts
     for kind in ("CLASSI", "CLOUDS"):
         if kind in found:
             path, checksum = contents.members[found[kind]], contents.checksums.get(found[kind])

@@ -77,6 +77,7 @@ def _projection(what: Description) -> dict[str, Value]:
         "FALSE_EASTING": 0,
         "FALSE_NORTHING": 0,
     }
+    # EPSG codes of UTM end in the zone
     return {
         **(utm if what.place.crs.startswith("EPSG:326") else polar),
         "DATUM": "WGS84",

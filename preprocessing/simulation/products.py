@@ -62,6 +62,7 @@ def _landsat(
         product = landsat.write_landsat(folder, options(ground), written)
         return pack(product) if pack else product
 
+    # LC: both instruments, LE and LT: ETM+ and TM
     sensor = "landsat_oli" if satellite.startswith("LC") else "landsat_tm"
     return Kind(sensor, write, lambda ground: landsat.image_count(options(ground)))
 
