@@ -23,7 +23,7 @@ class FilesConfig(Config):
     """Plain image files: where they lie, and what they do not say about themselves."""
 
     images: str
-    """Pattern of the images: `{name}` names a scene; `{band}` one file a band; `{class}`, `{split}` what folders tell."""
+    """Pattern of the images: `{name}` is a scene, `{band}` makes one file a band, `{class}` and `{split}` label it."""
     layers: tuple[str, ...] = Field(default=(), validate_default=True)
     """Band of each layer of a file in its order, `-` for a layer that is none; empty with `{band}`."""
     labels: str = ""

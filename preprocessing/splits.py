@@ -39,7 +39,7 @@ class SplitConfig(Config):
     seed: int = 0
     """Chooses which blocks, or which scenes, validate."""
     files: dict[str, UserPath] = Field(default_factory=dict)
-    """Of `set`: split -> list of its scenes (`train: /path/to/train.txt`); text, or csv with names in the first column."""
+    """Of `set`: split -> list of its scenes (`train: /path/to/train.txt`): text, or csv by its first column."""
     groups: UserPath | None = None
     """Of `scene`: JSON object, scene -> group; scenes of a group stay together."""
 

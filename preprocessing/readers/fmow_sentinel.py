@@ -70,7 +70,10 @@ def _changed(path: Path) -> tuple[int, ...]:
 
 @lru_cache(maxsize=2)
 def _rows(path: Path, changed: tuple[int, ...]) -> dict[str, tuple[str, str]]:
-    """Read the lists: image -> (split, time of acquisition); `changed`, their times of change, keeps the cache right."""
+    """Read the lists: image -> (split, time of acquisition).
+
+    changed: their times of change, so that the cache never holds an older list.
+    """
     found: dict[str, tuple[str, str]] = {}
     for table in tables(path):
         split = usual_name(table.stem.removesuffix("_gt"))

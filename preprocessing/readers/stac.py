@@ -73,7 +73,8 @@ def _linked(path: Path, seen: set[Path]) -> Iterator[Path]:
         place = _location(path, str(link.get("href")))
         if place.startswith("/vsi"):
             raise MissingInputError(
-                f"{path} links to {link['href']}: Items must be local. Fetch their json; assets may stay where they are."
+                f"{path} links to {link['href']}: Items must be local. Fetch their json; their assets may stay where"
+                " they are."
             )
         yield from _linked(Path(place), seen)
 

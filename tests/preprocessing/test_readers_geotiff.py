@@ -173,3 +173,38 @@ def test_real_flood_chip_of_thirteen_layers(real_data, tmp_path):
     values = set(np.unique(np.concatenate([s.label.ravel() for s in found if s.label is not None])).tolist())
     # -1 is no class
     assert values <= {0, 1, 255} and {0, 1} <= values
+
+
+def test_real_chips_that_overlap_stay_on_one_side(real_data, tmp_path):
+    folder = real_data / "hls_water_worldcover"
+    words = [f"scenes={folder}", f"split.groups={folder / 'groups.json'}", f"output={tmp_path / 'out'}"]
+    assert shard.main([str(CONFIGS / "hls_water.yaml"), *words]) == 0
+    found = all_samples(tmp_path / "out")
+    groups = json.loads((folder / "groups.json").read_text())
+    sides = [{groups[s.info["scene"]] for s in found[split]} for split in ("train", "val")]
+    assert sum(map(len, found.values())) == 120 and sides[0] and sides[1] and not sides[0] & sides[1]
+    water = [s for part in found.values() for s in part if (s.label == 1).mean() > 0.05]
+    assert len(water) > 10
+    # what is called water is wet by its index: green over near infrared
+    index = [
+        float(
+            np.median((s.pixels[2] - s.pixels[4])[s.label == 1])
+            - np.median((s.pixels[2] - s.pixels[4])[s.label == 0])
+        )
+        for s in water
+        if (s.label == 0).any()
+    ]
+    assert np.mean(np.array(index) > 0) > 0.8
+
+
+def test_real_patches_without_a_place(real_data, tmp_path):
+    folder = tmp_path / "some"
+    folder.mkdir()
+    for path in sorted((real_data / "s2_l2a_patches").glob("*.tif"))[:20]:
+        (folder / path.name).symlink_to(path)
+    words = [f"scenes={folder}", f"output={tmp_path / 'out'}"]
+    assert shard.main([str(CONFIGS / "s2_l2a_patches.yaml"), *words]) == 0
+    found = [s for part in all_samples(tmp_path / "out").values() for s in part]
+    assert len(found) == 20 and {s.pixels.shape for s in found} == {(12, 64, 64)}
+    ndvi = np.concatenate([s.cells[0, ..., 1].ravel() for s in found])
+    assert 0.2 < ndvi.mean() < 0.9

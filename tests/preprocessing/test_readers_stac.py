@@ -99,7 +99,7 @@ def test_a_catalog_leads_to_its_items_and_not_round_in_circles(tmp_path):
     back = [{"rel": "item", "href": "B.json"}, {"rel": "child", "href": "../catalog.json"}]
     for path, links_here in ((tmp_path / "catalog.json", links), (tmp_path / "two/collection.json", back)):
         path.write_text(json.dumps({"type": "Catalog", "stac_version": "1.0.0", "links": links_here}))
-    assert [path for _, path in discover(tmp_path / "catalog.json", ASK, "stac")] == items
+    assert [path for _, path in discover(tmp_path / "catalog.json", ASK)] == items
     assert len(discover(tmp_path, ASK, "stac")) == 3
     far = {
         "type": "Catalog",
