@@ -20,6 +20,7 @@ def write_aws(folder: Path, options: SafeOptions, written: Callable[[str], None]
 
     written: is told each image's name when it is done.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     # the images are those of the product, moved: both layouts hold the same bytes
     with tempfile.TemporaryDirectory(dir=folder) as work:
         product = write_safe(Path(work), options, written)

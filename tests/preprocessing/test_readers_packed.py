@@ -262,3 +262,16 @@ def test_a_changed_zip_is_made_again(copied, tmp_path, capsys):
     os.utime(product, ns=(1, 1))
     make(product.parent, tmp_path / "set", "demo_sentinel2")
     assert f"{product_name(product)} changed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("kind", "request_"), [(ZIP, S2), (TAR, OLI)])
+def test_p15_many_archives_leave_no_file_open(copied, kind, request_):
+    product = copied(kind)
+    held = []
+    for number in range(30):
+        folder = product.parent / f"{number}"
+        folder.mkdir()
+        os.link(product, folder / product.name)
+        assert of_scene(folder / product.name, request_)
+        held.append(len(os.listdir("/proc/self/fd")))
+    assert held[-1] <= held[2]

@@ -277,7 +277,7 @@ def test_the_command_line(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_every_product_is_found_and_read_by_one_reader(name, tmp_path):
     kind, told = PRODUCTS[name], []
-    product = kind.write(tmp_path, Ground(192), told.append)
+    product = kind.write(tmp_path / "new folder", Ground(192), told.append)
     assert len(told) == kind.image_count(Ground(192))
     request = Request(SENSORS[kind.sensor], tuple(SENSORS[kind.sensor].bands[n].name for n in (1, 4)))
     [(reader, found)] = discover(tmp_path, request)
