@@ -12,8 +12,8 @@
    cutting kernel archive conventions profiles
    quality packing spool assembly leakage
    reporting page charts pictures cog growth
-   scene_work cluster simulation/* memory
-   offset_check panels
+   scene_work cluster simulation/* finished
+   memory offset_check panels
                       └────────────┬─────────────────────┘
    pipeline/   manifest -> contract -> sample ; saliency ; indices ; sensors ; keys
                lock -> console -> config -> reference ; errors

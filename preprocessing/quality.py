@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.contract import BandStatistics
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, ContractError, MissingInputError
 from pipeline.manifest import SceneRecord, write_atomically
 from pipeline.sample import NODATA, SCALE
 
@@ -27,6 +27,7 @@ MOST_IN_INT64 = 1 << 32
 """Pixels whose squares, of at most 2^30 each, still sum up within int64."""
 LOW_QUANTILE, HIGH_QUANTILE = 0.005, 0.995
 REPORT = "quality.json"
+HISTOGRAM = "histogram.npz"
 REJECTED = "rejected.csv"
 OPENING = "opening"
 """Stands for the digest where a product could not be opened: that is tried every time."""
@@ -121,6 +122,31 @@ def read_rejected(folder: Path) -> list[Rejection]:
         if rows.fieldnames is None or "product" not in rows.fieldnames:
             raise ConfigError(f"{path} has no column `product`: restore its first line, or remove the file.")
         return [Rejection(r["product"], r.get("reason") or "by hand", r.get("tried") or "") for r in rows]
+
+
+def write_histogram(folder: Path, bands: Sequence[str], histogram: Histogram) -> None:
+    """Write the exact histogram [band, value] that the statistics are made of, for sets that are read together."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, bands=np.array(bands), histogram=histogram)
+    write_atomically(folder / HISTOGRAM, buffer.getvalue())
+
+
+def merged(folders: Sequence[Path]) -> tuple[BandStatistics, ...]:
+    """Return the statistics of several sets together, exactly those of one set of all their scenes.
+
+    Raises `ContractError` where their bands differ, and `MissingInputError` where a set has no histogram.
+    """
+    total, known = None, None
+    for folder in folders:
+        try:
+            with np.load(folder / HISTOGRAM, allow_pickle=False) as stored:
+                bands, histogram = tuple(stored["bands"].tolist()), stored["histogram"]
+        except FileNotFoundError as error:
+            raise MissingInputError(f"{folder} has no {HISTOGRAM}; make the set again.") from error
+        if known not in (None, bands):
+            raise ContractError(f"{folder} has bands {bands}, {folders[0]} has {known}.")
+        known, total = bands, histogram if total is None else total + histogram
+    return () if total is None else statistics(total)
 
 
 def as_reported(folder: Path) -> bool:

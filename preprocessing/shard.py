@@ -20,8 +20,6 @@ from pipeline import manifest as manifests
 from pipeline.errors import (
     EXIT_DONE,
     ConfigError,
-    CorruptDataError,
-    MissingInputError,
     OutputError,
     PipelineError,
     RejectedError,
@@ -31,6 +29,7 @@ from pipeline.manifest import Manifest, Shard
 from preprocessing import (
     archive,
     assembly,
+    finished,
     growth,
     packing,
     planning,
@@ -69,7 +68,8 @@ def main(argv: Sequence[str]) -> int:
     path, words = COMMAND.split(arguments.words)
     request = config.load(ShardConfig, path, words)
     if arguments.clean:
-        return clean(request)
+        finished.clean(request)
+        return EXIT_DONE
     # before the lock: a dry run, and a wrong path, must not touch the output
     found = find_scenes(request)
     earlier: tuple[Earlier, ...] = ()
@@ -107,7 +107,7 @@ def start(request: ShardConfig, found: Found, earlier: tuple[Earlier, ...]) -> N
     try:
         with interruptible(), locked(request.output):
             # a first try with wrong bands stores nothing, and must not block the second
-            shard(request, found, settings.agree(request, is_fresh(request.output)), earlier)
+            shard(request, found, settings.agree(request, finished.is_fresh(request.output)), earlier)
     except OSError as error:
         if isinstance(error, PipelineError):
             raise
@@ -115,35 +115,6 @@ def start(request: ShardConfig, found: Found, earlier: tuple[Earlier, ...]) -> N
             f"cannot write to {request.output} ({error}). Free space or permissions, then start the same"
             " command again: what is finished is kept."
         ) from error
-
-
-def is_fresh(output: Path) -> bool:
-    """Say whether nothing was stored in an output yet, so that no number can change its meaning."""
-    work = output / scene_work.WORK_FOLDER
-    return (
-        archive.is_empty(output / archive.FOLDER)
-        and not any(work.glob("*.json"))
-        and not (output / manifests.NAME).exists()
-    )
-
-
-def clean(request: ShardConfig) -> int:
-    """Remove what only making a finished set needed; raises `OutputError` where the set is not finished."""
-    try:
-        made = manifests.read(request.output)
-    except (MissingInputError, CorruptDataError) as error:
-        raise OutputError(
-            f"{request.output} holds no finished set ({error}): its archive is still needed. Finish it first."
-        ) from error
-    if not is_whole(request.output, made):
-        raise OutputError(f"shards of {request.output} are missing: make them again before the archive goes.")
-    with locked(request.output):
-        folders = [request.output / name for name in (archive.FOLDER, scene_work.WORK_FOLDER)]
-        freed = sum(planning.folder_bytes(folder) for folder in folders)
-        for folder in folders:
-            shutil.rmtree(folder, ignore_errors=True)
-    console.say(f"{request.output}: {planning.gigabytes(freed)} freed; the shards and reports are kept.")
-    return EXIT_DONE
 
 
 def check_labels(request: ShardConfig, jobs: Collection[SceneJob]) -> None:
@@ -187,10 +158,10 @@ def shard(
 ) -> None:
     """Make the shard set, or see that it is made."""
     begin = time.monotonic()
-    if is_finished(request, found):
+    if finished.is_finished(request, found):
         # a run that was killed at its very end left it
         shutil.rmtree(request.output / scene_work.WORK_FOLDER, ignore_errors=True)
-        console.say(already(request))
+        console.say(finished.already(request))
         return
     moved = settings.source_changes(settings.read_sources(request.output) or found.sources, found.sources)
     if moved:
@@ -212,35 +183,14 @@ def shard(
     report(request, made, outcome, time.monotonic() - begin)
 
 
-def is_finished(request: ShardConfig, found: Found) -> bool:
-    """Say whether the output holds these scenes' shards by these settings, whole."""
-    try:
-        made = manifests.read(request.output)
-    except (MissingInputError, CorruptDataError):
-        return False
-    # rejected ones among them: what did not change would be rejected again
-    same = settings.read_sources(request.output) == found.sources and quality.as_reported(request.output)
-    return same and made.settings == settings.comparable(request) and is_whole(request.output, made)
-
-
-def is_whole(folder: Path, made: Manifest) -> bool:
-    """Say whether all shards of a set are there in their size; `verify.py` looks deeper."""
-    shards = [(folder / s.path, s.size_bytes) for part in made.splits.values() for s in part]
-    return all(path.is_file() and path.stat().st_size == size for path, size in shards)
-
-
-def already(request: ShardConfig) -> str:
-    """Tell that nothing had to be done, and how to have rejected scenes tried again."""
-    rejected = len(quality.read_rejected(request.output))
-    again = f"{rejected} scenes were rejected; once their files are repaired, start again. "
-    return (
-        f"{request.output} is finished; nothing was done. {again if rejected else ''}"
-        f"To check it: python preprocessing/verify.py {request.output}"
-    )
-
-
 def work_scenes(request: ShardConfig, found: Found, pool: Pool, earlier: tuple[Earlier, ...] = ()) -> Outcome:
     """Bring all scenes to samples; raises `RejectedError` where too many cannot be used."""
+    still = [r for r in found.rejections if r.tried != quality.OPENING]
+    if still:
+        name = request.output / quality.REJECTED
+        console.say(
+            f"{len(still)} scenes stay rejected; remove their lines from {name} to have them tried again."
+        )
     outcome = rounds.run(found, pool, lambda job: growth.without_ground_of(earlier, found, job))
     rejections = outcome.rejections
     quality.write_rejected(request.output, rejections)
@@ -307,8 +257,11 @@ def finish(
         total += histogram
     made_of = assembly.manifest(request, spools, splits, quality.statistics(total))
     made_of = made_of.model_copy(update={"earlier": tuple(e.made.name for e in earlier)})
+    quality.write_histogram(request.output, request.bands, total)
     inputs = reporting.Inputs(request, made_of, spools, outcome, found, histograms)
-    reporting.write(inputs)
+    leaks = reporting.write(inputs)["leakage"]["pairs"]
+    if leaks:
+        console.say(f"warning: {leaks} pairs of training and other tiles share ground, see {quality.REPORT}.")
     # before the manifest: a reader that lists the folders must not find more than it names
     packing.remove_others(request.output, [s.path for part in splits.values() for s in part])
     manifests.write(made_of, request.output)

@@ -5,8 +5,8 @@ import pytest
 
 from pipeline import config as configs
 from pipeline import manifest as manifests
-from pipeline.errors import ConfigError, ContractError
-from preprocessing import packing, shard
+from pipeline.errors import ConfigError, ContractError, MissingInputError
+from preprocessing import packing, quality, shard
 
 
 def contents(folder):
@@ -98,6 +98,20 @@ def test_sets_that_do_not_fit_are_told_apart(series, shard_set):
     surface = one.model_copy(update={"contract": one.contract.model_copy(update={"level": "L2A"})})
     with pytest.raises(ContractError, match=r"level: 'L1' -> 'L2'"):
         manifests.require_together([one, surface])
+
+
+def test_statistics_of_sets_together_are_those_of_one_set_of_all_scenes(series, shard_set, tmp_path):
+    add, words, folder = series
+    shard.main(words)
+    add("b", shift_m=50_000)
+    shard.main([*words, "--grow"])
+    shard.main([*words, f"output={tmp_path / 'all'}"])
+    together = quality.merged([folder / "set", folder / "set-002"])
+    assert together == manifests.read(tmp_path / "all").statistics
+    with pytest.raises(ContractError, match="has bands"):
+        quality.merged([folder / "set", shard_set])
+    with pytest.raises(MissingInputError, match=r"has no histogram\.npz"):
+        quality.merged([tmp_path])
 
 
 def test_licences_and_notices_travel_with_the_set(series, shard_set):
