@@ -273,5 +273,5 @@ def test_p15_many_archives_leave_no_file_open(copied, kind, request_):
         folder.mkdir()
         os.link(product, folder / product.name)
         assert of_scene(folder / product.name, request_)
-        held.append(len(os.listdir("/proc/self/fd")))
+        held.append(len(list(Path("/proc/self/fd").iterdir())))
     assert held[-1] <= held[2]
