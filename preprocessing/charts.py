@@ -19,8 +19,6 @@ COLOURS = {
     "snow": "#63cfd6", "unlisted": "#e5d9bf", "other": "#dba43c",
 }  # fmt: skip
 """What became of tiles."""
-MAP_PX = 132
-"""Longest side of a map of tiles."""
 Placing = Callable[[float, float], tuple[float, float]]
 """Longitude and latitude to x and y of a drawing."""
 LEAST_PX = 7
@@ -168,14 +166,14 @@ def legend(names: Sequence[str]) -> str:
     return f'<p class="legend">{"".join(items)}</p>'
 
 
-def tile_map(rows: Sequence[str], letters: Mapping[str, str], title: str) -> str:
-    """Draw what became of every tile of a scene, a square each."""
+def tile_map(rows: Sequence[str], letters: Mapping[str, str], title: str, side_px: int = 132) -> str:
+    """Draw what became of every tile of a scene, a square each; side_px: longest side."""
     if not rows or not rows[0]:
         return ""
     table = {letter: tuple(bytes.fromhex(colour(name)[1:])) for letter, name in letters.items()}
     picture = np.array([[table[letter] for letter in row] for row in rows], np.uint8).transpose(2, 0, 1)
     # large scenes have a hundred tiles a side, small ones a few: there each gets a border
-    side = max(min(MAP_PX // max(picture.shape[1:]), 20), 1)
+    side = max(min(side_px // max(picture.shape[1:]), 20), 1)
     large = picture.repeat(side, 1).repeat(side, 2)
     if side >= LEAST_PX:
         large[:, ::side] = large[:, :, ::side] = 255

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from pipeline import __version__
 from pipeline.manifest import Manifest
@@ -21,6 +20,8 @@ TILES = 24
 """On the contact sheet of each split."""
 MAPS = 48
 """Scenes whose tiles are drawn; the others stand in the table and in `quality.json`."""
+FEW = 6
+"""Up to so many scenes are drawn large."""
 ROWS = 400
 """Rows of a table; the others stand in `quality.json`."""
 EDIT = (
@@ -61,7 +62,7 @@ td.n,th.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
 .bar{height:12px;border-radius:3px;overflow:hidden;margin-top:4px}
 .legend{display:flex;flex-wrap:wrap;gap:4px 14px;font-size:13px;margin:0 0 12px;color:var(--soft)}
 .legend i{display:inline-block;width:11px;height:11px;border-radius:3px;margin-right:5px;vertical-align:-1px}
-.maps{display:grid;grid-template-columns:repeat(auto-fill,minmax(140px,1fr));gap:14px;margin-top:16px}
+.maps{display:grid;grid-template-columns:repeat(auto-fill,minmax(var(--side),1fr));gap:14px;margin-top:16px}
 .maps figcaption{font-weight:400;font-size:11px;color:var(--soft);margin-bottom:3px}
 .sheet{display:grid;grid-template-columns:repeat(auto-fill,minmax(230px,1fr));gap:12px}
 .sheet img{width:100%;display:block;border-radius:4px}
@@ -186,12 +187,16 @@ def _scenes(tree: Tree) -> str:
 def _tile_maps(tree: Tree) -> str:
     letters = tree["histograms"]["letters"]
     shown = list(tree["scenes"].items())[:MAPS]
-    maps = [(name, charts.tile_map(s["fates"], letters, name)) for name, s in shown]
+    side = 132 if len(shown) > FEW else 300
+    maps = [(name, charts.tile_map(s["fates"], letters, name, side)) for name, s in shown]
     body = "".join(f"<figure><figcaption>{escape(name)}</figcaption>{drawn}</figure>" for name, drawn in maps)
     counts = _ordered(tree["tiles"])
     total = max(sum(counts.values()), 1)
     rows = [[escape(name), f"{n:,}", f"{n / total:.1%}"] for name, n in counts.items()]
-    return _table(["", "tiles", "share"], rows, " nn") + f'<div class="maps">{body}</div>'
+    return (
+        _table(["", "tiles", "share"], rows, " nn")
+        + f'<div class="maps" style="--side:{side + 8}px">{body}</div>'
+    )
 
 
 def _bands(tree: Tree) -> str:
@@ -214,14 +219,11 @@ def _bands(tree: Tree) -> str:
 
 
 def _ends(tree: Tree) -> tuple[float, float]:
-    """Return the part of the reflectance axis that holds nearly everything: one for all bands."""
+    """Return the part of the reflectance axis where training pixels lie: one for all bands, clouds may leave it."""
     low, high = tree["histograms"]["reflectance"]
-    counts = np.sum([np.add(c["after"], c["before"]) for c in tree["histograms"]["bands"].values()], axis=0)
-    share = np.cumsum(counts) / max(counts.sum(), 1)
-    last = int(np.searchsorted(share, 0.995)) + 1
-    width = (high - low) / len(counts)
+    last = max((statistics["high"] for statistics in tree["bands"].values()), default=high)
     # whole tenths, so that the axis reads well
-    return low, min(low + float(np.ceil(last * width * 10) / 10), high)
+    return low, min(max(math.ceil(last * 11) / 10, low + 0.2), high)
 
 
 def _indices(tree: Tree) -> str:
