@@ -56,7 +56,7 @@ def choose_tiles(
     ground = SplitRule(
         config.split.val_share if by_ground else 0.0,
         config.split.block_m,
-        config.split.buffer_m,
+        config.tile_px * max(grid.pixel_m) if config.split.buffer_m == "tile" else config.split.buffer_m,
         config.split.seed,
     )
     chosen = tiling.choose(mask, rule, ground, grid.lonlat, covered)

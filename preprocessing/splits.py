@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -34,8 +35,8 @@ class SplitConfig(Config):
     """Share of ground blocks, or of scenes drawn, given to validation; 0 makes training tiles only."""
     block_m: float = Field(default=10_000, gt=0)
     """Side of a ground block on the global equal-area grid, in metres."""
-    buffer_m: float = Field(default=1_000, ge=0)
-    """Least distance between a training tile and validation ground, in metres."""
+    buffer_m: Literal["tile"] | Annotated[float, Field(ge=0)] = "tile"
+    """Least distance between a training tile and validation ground, in metres; `tile` is the side of a tile."""
     seed: int = 0
     """Chooses which blocks, or which scenes, validate."""
     files: dict[str, UserPath] = Field(default_factory=dict)

@@ -63,3 +63,21 @@ def test_p13_ground_blocks_keep_overlapping_scenes_apart(products, shard_words, 
     assert tree["leakage"]["pairs"] == 0
     assert tree["tiles"]["val"] > 0
     assert tree["tiles"]["train"] > 0
+
+
+def test_p13_the_buffer_is_a_tile_wide_whatever_the_pixel(products, shard_words, tmp_path):
+    words = [shard_words[0], f"scenes={products['sentinel2-L2A'].parent}", *shard_words[2:], "labels=null"]
+    words += ["split.block_m=500", "split.seed=1", "min_valid=0", "min_clear=0"]
+    words = [w for w in words if "buffer" not in w]
+    dropped = {}
+    for name, more in {
+        "10": ["tile_px=8", "split.buffer_m=tile"],
+        "10m": ["tile_px=8", "split.buffer_m=80"],
+        "20": ["gsd_m=20", "tile_px=8", "split.buffer_m=tile"],
+        "20m": ["gsd_m=20", "tile_px=8", "split.buffer_m=160"],
+    }.items():
+        assert shard.main([*words, *more, f"output={tmp_path / name}"]) == 0
+        dropped[name] = configs.read_yaml(tmp_path / name / "quality.json")["tiles"]
+    assert dropped["10"] == dropped["10m"]
+    assert dropped["20"] == dropped["20m"]
+    assert dropped["10"]["buffer"] > 0
