@@ -68,6 +68,7 @@ def find_scenes(request: ShardConfig) -> Found:
         except SceneError as error:
             rejections.append(Rejection(str(product), str(error), quality.OPENING))
             continue
+        # after it was opened: date and cloud stand in the metadata
         reason = selection.unwanted(request.select, scene)
         if reason:
             unselected[str(product)] = reason
@@ -90,6 +91,7 @@ def _renamed(scene: Scene, known: dict[str, Scene], request: ShardConfig) -> Sce
             f"{scene.location} has the same name as {known[scene.id].location}; keep one of them,"
             " or set `duplicates: drop`."
         )
+    # short enough for a key, which must hold the tile's place too
     number = next(n for n in range(2, len(known) + 3) if f"{scene.id[:60]}-{n}" not in known)
     return replace(scene, id=f"{scene.id[:60]}-{number}")
 
@@ -107,6 +109,7 @@ def _places(request: ShardConfig, scenes: Collection[Scene]) -> Iterator[tuple[s
 def target_grid(request: ShardConfig, scene: Scene) -> Grid:
     """Return the grid a scene will be stored on, from the file of its finest band alone."""
     bands = request.instrument.select(request.bands)
+    # the finest band's grid is the target's; the others' need not be opened to plan
     finest = min(range(len(bands)), key=lambda k: bands[k].gsd_m)
     own = grids.read_grid(scene.bands[finest].path)
     return grids.choose(own, None if request.gsd_m == "native" else request.gsd_m, request.crs)
@@ -134,6 +137,7 @@ def _settle(request: ShardConfig, found: Found, scenes: dict[str, Scene]) -> Fou
     kept = tuple(job for job in jobs if str(job.scene.location) not in out)
     groups: tuple[tuple[str, ...], ...] = ()
     if request.duplicates == "drop":
+        # a scene whose file cannot be opened has no place; the work on it will say so
         placed = [found.places[j.scene.id] for j in kept if j.scene.id in found.places]
         near = [p for p in placed if p.grid.is_placed]
         groups = tuple(tuple(p.scene.id for p in group) for group in duplicates.acquisitions(near))
@@ -142,6 +146,7 @@ def _settle(request: ShardConfig, found: Found, scenes: dict[str, Scene]) -> Fou
 
 def check_levels(scenes: Collection[Scene]) -> None:
     """Raise `ConfigError` where reflectance at the top of the atmosphere and of the surface would be mixed."""
+    # one set has one contract, and one contract one quantity
     kinds = {conventions.standard_name(s.level): s for s in scenes}
     if len(kinds) > 1:
         examples = " and ".join(f"{s.location.name} ({s.level})" for s in kinds.values())

@@ -53,10 +53,12 @@ def beside(request: ShardConfig, found: Found) -> tuple[ShardConfig, Found, tupl
     held = {scene.id for one in earlier for scene in one.made.scenes}
     altered = {n: sources[n] for n in held & found.sources.keys() & sources.keys()}
     changed = settings.source_changes(altered, {n: found.sources[n] for n in altered})
+    # told, not redone: an earlier set is what somebody's training has read
     if changed:
         console.say(f"changed after their set was made, which stays as it is: {changed}.")
     # what was rejected then is tried again once its files are others
     known = held | {n for n, d in found.sources.items() if sources.get(n) == d}
+    # only what is new: the earlier sets hold the others
     jobs = tuple(job for job in found.jobs if job.scene.id not in known)
     names = {job.scene.id for job in jobs}
     number = len(earlier) + 1
@@ -82,6 +84,7 @@ def _numbered(output: Path, number: int) -> Path:
 def _finished(output: Path) -> Iterator[Earlier]:
     """Yield the finished sets of a series, in order; the first without a manifest ends it."""
     number = 1
+    # numbers without gaps: a set that was moved away ends the series
     while (folder := _numbered(output, number)).joinpath(manifests.NAME).exists():
         try:
             tree = json.loads((folder / quality.REPORT).read_text(encoding="utf-8"))
@@ -109,6 +112,7 @@ def _check_settings(request: ShardConfig, earlier: Earlier) -> None:
 def without_ground_of(earlier: Sequence[Earlier], found: Found, job: SceneJob) -> SceneJob:
     """Return a job that leaves out ground which earlier sets hold from the same acquisition."""
     place = found.places.get(job.scene.id)
+    # without a time two scenes cannot be told to be one acquisition
     if place is None or place.time is None or not place.grid.is_placed or job.config.duplicates == "keep":
         return job
     boxes = [box for one in earlier for name in one.scenes for box in _common(one, name, place)]
@@ -125,6 +129,7 @@ def _common(earlier: Earlier, name: str, place: Place) -> list[Box]:
     mine = place.scene
     stand_in = Scene(name, mine.sensor, mine.level, mine.reader, Path(name), known["acquired"], ())
     other = Place.of(stand_in, profile.grid)
+    # the same ground on another day is another sample
     if other.time is None or not duplicates.acquisitions([place, other]):
         return []
     samples = {profiles.LETTERS[split] for split in earlier.made.splits if split in profiles.LETTERS}

@@ -80,7 +80,8 @@ def _value(numba: Any, formula: Any, count: int) -> Any:
 
 
 def _row_of(value: Any) -> Any:
-    def row(stack: Any, which: Any, y: int, counted: Any, values: Any, n: Any, total: Any) -> None:
+    def row(image: Any, y: int, counted: Any, values: Any, sums: Any) -> None:
+        (stack, which), n, total = image, sums[0], sums[1]
         # one row of pixels: its values are kept, the columns' counts and sums grow
         for x in range(values.shape[0]):
             found = value(stack, which, y, x)
@@ -101,11 +102,12 @@ def _pass_of(row: Any, squares: Any) -> Any:
     def whole(stack: Any, which: Any, counted: Any, cell: int, out: Any) -> None:
         width = out.shape[1] * cell
         values = np.empty((cell, width), np.float32)
-        n, total, mean, square = np.empty(width), np.empty(width), np.empty(width), np.empty(width)
+        sums, mean, square = np.empty((2, width)), np.empty(width), np.empty(width)
+        n, total = sums[0], sums[1]
         for cy in range(out.shape[0]):
-            n[:], total[:], square[:] = 0, 0, 0
+            sums[:], square[:] = 0, 0
             for y in range(cell):
-                row(stack, which, cy * cell + y, counted, values[y], n, total)
+                row((stack, which), cy * cell + y, counted, values[y], sums)
             for cx in range(out.shape[1]):
                 part = slice(cx * cell, (cx + 1) * cell)
                 out[cy, cx, 0] = n[part].sum()

@@ -66,6 +66,7 @@ def on_plane(made: Spool, places: Sequence[tuple[int, int]]) -> Floats:
     """Return corners [tile, 4, (x, y)] of a scene's tiles (row, column) on the equal-area plane, in metres."""
     side = made.profile.tile_px
     lon, lat = tiling.corners([Tile(r, c, side, 1, 1) for r, c in places], made.profile.grid.lonlat)
+    # one plane for all projections, or tiles of two zones could not be compared
     return np.stack(tiling.equal_area(tiling.unwrap(lon), lat), axis=-1)
 
 
@@ -73,6 +74,7 @@ def overlaps(train: Footprints, others: Footprints) -> Iterable[tuple[int, int]]
     """Yield pairs (training tile, other tile) that overlap, by number; only near ones are compared."""
     if not len(train.corners) or not len(others.corners):
         return
+    # a grid of the largest tile's size: what overlaps lies in the same or a neighbouring cell
     cell_m = float(max(np.ptp(f.corners, axis=1).max() for f in (train, others)))
     near: dict[tuple[int, int], list[int]] = defaultdict(list)
     for number, box in enumerate(_boxes(others.corners)):
@@ -98,6 +100,7 @@ def _overlap(one: Floats, other: Floats) -> bool:
 def _separated(one: Floats, other: Floats) -> bool:
     edges = np.concatenate([np.roll(q, -1, 0) - q for q in (one, other)])
     normals: NDArray[np.float64] = np.stack([-edges[:, 1], edges[:, 0]], -1)
+    # in metres, so that TOUCH_M means something
     normals /= np.linalg.norm(normals, axis=1, keepdims=True)
     a, b = one @ normals.T, other @ normals.T
     return bool(((a.max(0) <= b.min(0) + TOUCH_M) | (b.max(0) <= a.min(0) + TOUCH_M)).any())

@@ -97,6 +97,7 @@ def page(made: Manifest, tree: Tree, folder: Path) -> str:
 def _cards(made: Manifest, tree: Tree) -> str:
     tiles = tree["tiles"]
     size = sum(s.size_bytes for part in made.splits.values() for s in part)
+    # the one number that must be 0 stands among the first
     leaks = tree["leakage"]["pairs"]
     cards = [("scenes", f"{len(made.scenes):,}", "")]
     cards += [(f"tiles to {name}", f"{made.samples(name):,}", "") for name in made.splits]
@@ -186,6 +187,7 @@ def _scenes(tree: Tree) -> str:
 
 def _tile_maps(tree: Tree) -> str:
     letters = tree["histograms"]["letters"]
+    # a page of a thousand maps would open in no browser
     shown = list(tree["scenes"].items())[:MAPS]
     side = 132 if len(shown) > FEW else 300
     maps = [(name, charts.tile_map(s["fates"], letters, name, side)) for name, s in shown]

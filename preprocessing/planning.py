@@ -57,6 +57,7 @@ class Estimate:
 
 def estimate(request: ShardConfig, found: Found) -> Estimate:
     """Estimate a run over the scenes whose grid is known."""
+    # duplicates give little ground of their own: none is the fair estimate
     second = {name for group in found.groups for name in group[1:]}
     grids = [found.places[j.scene.id].grid for j in found.jobs if j.scene.id in found.places]
     firsts = [
@@ -71,6 +72,7 @@ def estimate(request: ShardConfig, found: Found) -> Estimate:
     at_once = max(request.workers, 1)
     # without the archive only the scenes in work lie on disk
     archive_bytes = sum(stored) if request.keep_zarr else sum(sorted(stored)[-at_once:])
+    # twice: samples lie in the spool until they are packed
     needed = archive_bytes + 2 * shard_bytes - size_of(request.output)
     return Estimate(
         tiles=tiles,
@@ -109,6 +111,7 @@ def _seconds(request: ShardConfig, found: Found) -> Iterator[float]:
 def existing(folder: Path) -> Path:
     """Return the nearest folder above that exists."""
     folder = folder.absolute()
+    # the output itself is not there yet, and its disk is its parent's
     return next(p for p in (folder, *folder.parents) if p.exists())
 
 

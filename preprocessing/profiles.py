@@ -79,6 +79,7 @@ def profile(
 ) -> Profile:
     """Describe a stored scene; step_px: side of a tile and distance between tiles."""
     grid = stored.header.grid
+    # a number where there is one: it is what people recognise
     epsg = grid.crs.to_epsg()
     values, counts = np.unique(mask, return_counts=True)
     return Profile(
@@ -124,6 +125,7 @@ class IndexCounts:
         if self._counts is None:
             self._counts = np.zeros((len(cells), INDEX_BINS), np.int64)
         for row, statistics in zip(self._counts, cells, strict=True):
+            # an empty cell's mean of 0 is no measurement
             means = statistics[..., 1][statistics[..., 0] > 0]
             bins = np.clip((means + 1) / 2 * INDEX_BINS, 0, INDEX_BINS - 1).astype(np.int64)
             row += np.bincount(bins, minlength=INDEX_BINS)

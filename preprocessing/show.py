@@ -27,6 +27,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = _parser().parse_args(argv)
     folder = arguments.shards.expanduser()
     made = manifests.read(folder)
+    # a manifest's own path is as good a name for its set
     folder = folder if folder.is_dir() else folder.parent
     if arguments.cog:
         stored = scene_of(folder, made, arguments.scene)

@@ -62,10 +62,12 @@ class Lists:
         """
         if self.config.by == "ground":
             return replace(scene, given=replace(scene.given, split=""))
+        # lists speak of scenes as their set does, not by our ids
         name = scene.given.name or scene.id
         if self.config.by == "set":
             found = self.splits.get(name) if self.config.files else scene.given.split
             return replace(scene, given=replace(scene.given, split=usual_name(found or "")))
+        # a hash and not a generator: a scene's side does not depend on what else is there
         drawn = hash_text(self.config.seed, self._group(name)) < self.config.val_share * 2.0**64
         return replace(scene, given=replace(scene.given, split="val" if drawn else "train"))
 
@@ -90,6 +92,7 @@ def read(config: SplitConfig, source: str = "") -> Lists:
     splits: dict[str, str] = {}
     for split, path in config.files.items():
         for name in _names(path, _text(path, f"split.files.{split}", source)):
+            # a sample that trains and validates would make every score worthless
             if splits.setdefault(name, split) != split:
                 raise ConfigError(
                     f"{name} is in the list of `{splits[name]}` and in that of `{split}` ({path}): keep one."
@@ -122,6 +125,7 @@ def _names(path: Path, text: str) -> Iterable[str]:
     if path.suffix.lower() == ".csv":
         rows = [row[0] for row in csv.reader(text.splitlines()) if row]
     else:
+        # published lists are lines or one comma-separated line
         rows = re.split(r"[,\n]", text)
     for row in rows:
         name = _IMAGE_ENDING.sub("", PurePosixPath(row.strip()).name)
@@ -137,6 +141,7 @@ def tables(path: Path) -> list[Path]:
 def record(config: SplitConfig, table: Path | None = None) -> SplitRecord:
     """Say for the manifest who divided the samples, with the checksum of every list; `table`: the set's own."""
     files = [*config.files.values(), *filter(None, [config.groups])]
+    # the set's own table decides as much as a list that is named
     if config.by == "set" and table is not None:
         files += tables(table)
     return SplitRecord(by=config.by, seed=config.seed, files={f.name: manifest.sha256(f) for f in files})
