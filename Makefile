@@ -13,7 +13,7 @@ LINT_IMPORTS := from importlinter.cli import lint_imports_command as lint; lint(
 export VENV PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast bench check ui clean
+.PHONY: help setup demo test test-long test-fast bench check ui clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -33,6 +33,9 @@ test: $(READY)  ## all tests
 	@echo "      real imagery say so where they are skipped"
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 	@echo "test: passed. Next: make check before a commit"
+
+test-long: $(READY)  ## all tests at full size: a thousand scenes instead of forty (some more minutes)
+	@LONG_TESTS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 test-fast: $(READY)  ## the tests that take less than about ten seconds each and need no Slurm
 	@$(BIN)/python -m pytest -m "not slow and not slurm"
