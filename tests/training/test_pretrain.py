@@ -41,8 +41,9 @@ def test_20_steps_are_10_and_an_interruption_and_10_bit_for_bit(trained: Path, s
     ]
     assert [at for at in lives if at is not None] == [0, 10]
     whole, resumed = losses(trained / "whole"), losses(trained / f"stage{stage}")
-    assert resumed[:1] == whole[:1]
-    assert resumed == whole if stage == 1 else resumed == pytest.approx(whole, rel=1e-6)
+    assert resumed == losses(trained / f"whole{stage}")
+    # stages add up in other orders: equal to rounding, not to the bit
+    assert resumed == pytest.approx(whole, rel=1e-6)
 
 
 def test_micro_batches_and_loader_processes_do_not_change_the_loss(trained: Path) -> None:
