@@ -9,11 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from rasterio.features import shapes
 
-from preprocessing.simulation.raster import PLACE, transform, write_jp2
+from preprocessing.simulation.raster import MASK_CODINGS, PLACE, transform, write_jp2
 from preprocessing.simulation.view import CLASS_CIRRUS, CLASS_CLOUD_HIGH, CLASS_CLOUD_MEDIUM, View
 
 GSD_M = 60
-BLOCK_PX = 192
 _HEAD = (
     '<?xml version="1.0" encoding="UTF-8"?>\n'
     '<eop:Mask xmlns:eop="http://www.opengis.net/eop/2.0" xmlns:gml="http://www.opengis.net/gml/3.2"'
@@ -32,7 +31,7 @@ def write_cloud_mask(folder: Path, view: View, has_layers: bool) -> Path:
         path = folder / "MSK_CLASSI_B00.jp2"
         # the third layer is snow, of which the simulated ground has none
         layers = np.stack([opaque, cirrus, np.zeros_like(opaque)]).astype(np.uint8)
-        write_jp2(path, layers, GSD_M, BLOCK_PX)
+        write_jp2(path, layers, GSD_M, MASK_CODINGS[GSD_M])
         return path
     path = folder / "MSK_CLOUDS_B00.gml"
     path.write_text(gml({"OPAQUE": opaque, "CIRRUS": cirrus}), encoding="utf-8")

@@ -17,15 +17,13 @@ from numpy.typing import NDArray
 from pipeline.sensors import SENSORS, Band
 from preprocessing.simulation.cloud_masks import write_cloud_mask
 from preprocessing.simulation.noise import Float
-from preprocessing.simulation.raster import write_jp2, write_landcover
+from preprocessing.simulation.raster import IMAGE_CODINGS, write_jp2, write_landcover
 from preprocessing.simulation.safe_metadata import Description, manifest_xml, product_xml, tile_xml
 from preprocessing.simulation.view import View, make_view
 
 QUANTIFICATION = 10_000
 OFFSET_DN = -1_000
 """From baseline 04.00 on."""
-BLOCKS_PX = {10: 1024, 20: 640, 60: 192}
-"""Tile sizes of the real products' JPEG 2000, by pixel size in metres."""
 TILE = "T32UPU"
 LARGEST_DN = 65_534
 """65 535 means saturated."""
@@ -64,7 +62,7 @@ def write_safe(
             product / f"{_image_path(what.granule, options.level, name, gsd_m)}.jp2",
             array,
             gsd_m,
-            BLOCKS_PX[gsd_m],
+            IMAGE_CODINGS[gsd_m],
         )
         written(f"{name} at {gsd_m} m")
     if options.level == "L1C":

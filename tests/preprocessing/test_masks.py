@@ -12,7 +12,7 @@ from preprocessing.grids import Grid
 from preprocessing.readers import READERS, Request
 from preprocessing.scenes import MaskSource
 from preprocessing.simulation.cloud_masks import gml
-from preprocessing.simulation.raster import PLACE, transform, write_jp2, write_tif
+from preprocessing.simulation.raster import MASK_CODINGS, PLACE, transform, write_jp2, write_tif
 from preprocessing.simulation.safe import SafeOptions, write_safe
 from preprocessing.simulation.view import make_view
 
@@ -74,7 +74,7 @@ def test_polygons_that_cannot_be_used_name_the_file(tmp_path, old, new, told):
 def test_each_layer_has_its_flag(tmp_path):
     layers = np.zeros((3, 32, 32), np.uint8)
     layers[0, :8], layers[1, 4:12], layers[2, 30] = 1, 1, 1
-    write_jp2(tmp_path / "a.jp2", layers, 60, 32)
+    write_jp2(tmp_path / "a.jp2", layers, 60, MASK_CODINGS[60])
     mask = MaskSource(str(tmp_path / "a.jp2"), layers=(Flag.CLOUD, Flag.CIRRUS, Flag.SNOW))
     own = grid_60m((32, 32))
     flags = masks.mask_flags(mask, own, own)
@@ -84,7 +84,7 @@ def test_each_layer_has_its_flag(tmp_path):
 
 
 def test_a_file_with_fewer_layers_is_refused(tmp_path):
-    write_jp2(tmp_path / "a.jp2", np.zeros((32, 32), np.uint8), 60, 32)
+    write_jp2(tmp_path / "a.jp2", np.zeros((32, 32), np.uint8), 60, MASK_CODINGS[60])
     own = grid_60m((32, 32))
     with pytest.raises(SceneError, match=r"a.jp2 has no layer"):
         masks.mask_flags(MaskSource(str(tmp_path / "a.jp2"), layers=(Flag.CLOUD, Flag.SNOW)), own, own)
