@@ -15,7 +15,7 @@
    scene_work cluster simulation/* finished
    memory offset_check panels
                       └────────────┬─────────────────────┘
-   pipeline/   manifest -> contract -> sample ; saliency ; indices ; sensors ; keys
+   pipeline/   histogram -> manifest -> contract -> sample ; saliency ; indices ; sensors ; keys
                lock -> console -> config -> reference ; errors
 ```
 numpy, PyYAML, pydantic and numcodecs only: importing any of it takes a fraction of a second.

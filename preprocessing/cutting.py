@@ -9,12 +9,13 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline import histogram as histograms
 from pipeline.errors import SceneError
+from pipeline.histogram import Histogram
 from pipeline.sample import Label, Sample
-from preprocessing import labelling, quality, tiling
+from preprocessing import labelling, tiling
 from preprocessing.grids import Box, Grid
 from preprocessing.memory import SceneData
-from preprocessing.quality import Histogram
 from preprocessing.scenes import Given
 from preprocessing.settings import ShardConfig
 from preprocessing.tiling import Choice, SplitRule, Tile, TileRule
@@ -106,9 +107,9 @@ class Strip:
         times[(self._mask & int(self._config.unclear_bits)) != 0] = 0
         # over the strip and not over tiles: every call costs all 65 536 values of a band
         for at_least in range(1, int(times.max()) + 1):
-            quality.count(histogram, self._pixels, times >= at_least)
+            histograms.count(histogram, self._pixels, times >= at_least)
             if self._after is not None:
-                quality.count(histogram, self._after, times >= at_least)
+                histograms.count(histogram, self._after, times >= at_least)
 
     def sample(self, tile: Tile) -> Sample:
         """Cut one tile out."""

@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from pipeline import histogram as exact
+from pipeline.histogram import Histogram
 from pipeline.manifest import Manifest, write_atomically
 from pipeline.sample import NODATA, SCALE, Flag
 from preprocessing import finding, leakage, page, profiles, quality
 from preprocessing.finding import Found
 from preprocessing.profiles import BIN, HIGHEST, LOWEST
-from preprocessing.quality import Histogram
 from preprocessing.rounds import Outcome
 from preprocessing.settings import ShardConfig
 from preprocessing.spool import Spool
@@ -86,7 +87,7 @@ def scene(inputs: Inputs, made: Spool) -> dict[str, Any]:
         "bands": {
             name: statistics.model_dump()
             for name, statistics in zip(
-                inputs.request.bands, quality.statistics(inputs.histograms[made.scene]), strict=True
+                inputs.request.bands, exact.statistics(inputs.histograms[made.scene]), strict=True
             )
         },
     }

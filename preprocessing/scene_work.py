@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline import histogram as histograms
 from pipeline.errors import SceneError
 from pipeline.indices import index
 from pipeline.sample import NODATA
@@ -27,7 +28,6 @@ from preprocessing import (
     masks,
     memory,
     offset_check,
-    quality,
     radiometry,
     resampling,
     spool,
@@ -258,7 +258,7 @@ def write_samples(job: SceneJob, stored: SceneData) -> Spool:
     given = job.scene.given
     chosen = cutting.choose_tiles(job.config, mask, stored.header.grid, (given, job.taken))
     writer = SpoolWriter(job.folder, job.scene.id)
-    histogram = quality.empty_histogram(len(job.config.bands))
+    histogram = histograms.empty(len(job.config.bands))
     for strip in cutting.strips(stored, job.config, chosen.tiles, given):
         strip.count(histogram)
         for tile in strip.tiles:

@@ -16,6 +16,7 @@ if not __package__:  # run by path: `python preprocessing/shard.py`
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from pipeline import config, console
+from pipeline import histogram as histograms
 from pipeline import manifest as manifests
 from pipeline.errors import (
     EXIT_DONE,
@@ -251,14 +252,14 @@ def finish(
     """Write the quality report and, last, the manifest; then remove the work folder."""
     work_folder, (splits, earlier) = request.output / scene_work.WORK_FOLDER, packed
     spools = [outcome.spools[name] for name in sorted(outcome.spools)]
-    histograms = spool.Histograms(work_folder, [made.scene for made in spools])
-    total = quality.empty_histogram(len(request.bands))
-    for histogram in histograms.values():
+    by_scene = spool.Histograms(work_folder, [made.scene for made in spools])
+    total = histograms.empty(len(request.bands))
+    for histogram in by_scene.values():
         total += histogram
-    made_of = assembly.manifest(request, spools, splits, quality.statistics(total))
+    made_of = assembly.manifest(request, spools, splits, histograms.statistics(total))
     made_of = made_of.model_copy(update={"earlier": tuple(e.made.name for e in earlier)})
-    quality.write_histogram(request.output, request.bands, total)
-    inputs = reporting.Inputs(request, made_of, spools, outcome, found, histograms)
+    histograms.write(request.output, request.bands, total)
+    inputs = reporting.Inputs(request, made_of, spools, outcome, found, by_scene)
     leaks = reporting.write(inputs)["leakage"]["pairs"]
     if leaks:
         console.say(f"warning: {leaks} pairs of training and other tiles share ground, see {quality.REPORT}.")

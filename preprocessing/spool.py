@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 
 from pipeline import sample as samples
+from pipeline.histogram import Histogram
 from pipeline.manifest import write_atomically
 from pipeline.sample import Codec, Sample
 from preprocessing.grids import Box
 from preprocessing.profiles import IndexCounts, Profile
-from preprocessing.quality import Histogram
 
 SMALL_BYTES = 16_000_000
 """A spool smaller than this is not forced to disk; sums in its record tell whether it is whole."""

@@ -4,9 +4,10 @@ import shutil
 import pytest
 
 from pipeline import config as configs
+from pipeline import histogram as histograms
 from pipeline import manifest as manifests
 from pipeline.errors import ConfigError, ContractError, MissingInputError
-from preprocessing import packing, quality, shard
+from preprocessing import packing, shard
 
 
 def contents(folder):
@@ -106,12 +107,12 @@ def test_statistics_of_sets_together_are_those_of_one_set_of_all_scenes(series, 
     add("b", shift_m=50_000)
     shard.main([*words, "--grow"])
     shard.main([*words, f"output={tmp_path / 'all'}"])
-    together = quality.merged([folder / "set", folder / "set-002"])
+    together = histograms.merged([folder / "set", folder / "set-002"])
     assert together == manifests.read(tmp_path / "all").statistics
     with pytest.raises(ContractError, match="has bands"):
-        quality.merged([folder / "set", shard_set])
+        histograms.merged([folder / "set", shard_set])
     with pytest.raises(MissingInputError, match=r"has no histogram\.npz"):
-        quality.merged([tmp_path])
+        histograms.merged([tmp_path])
 
 
 def test_licences_and_notices_travel_with_the_set(series, shard_set):

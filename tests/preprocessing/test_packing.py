@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 import webdataset
 
+from pipeline import histogram as histograms
 from pipeline import manifest as manifests
 from pipeline.errors import CorruptDataError
 from pipeline.sample import Sample
-from preprocessing import packing, quality, spool
+from preprocessing import packing, spool
 from preprocessing.packing import PackJob
 from preprocessing.spool import Segment, Spool, SpoolWriter
 
@@ -47,7 +48,7 @@ def job(tmp_path) -> PackJob:
         one = Sample(f"s_{n:05d}_00000", pixels + n, mask, np.zeros((1, 2, 2, 3), np.float32), {"n": n})
         writer.add(one, "train", "lz4")
     made = Spool("s", "d", 10.0, "L2A", "r", "", "", (), {}, tuple(writer.segments))
-    writer.finish(made, quality.empty_histogram(2))
+    writer.finish(made, histograms.empty(2))
     return PackJob(packing.plan([made], 0, 10)["train"][0], tmp_path, tmp_path / "work")
 
 

@@ -5,9 +5,10 @@ import tarfile
 import numpy as np
 import pytest
 
+from pipeline import histogram as histograms
 from pipeline import sample as samples
 from pipeline.sample import Sample
-from preprocessing import quality, spool
+from preprocessing import spool
 from preprocessing.spool import Spool, SpoolWriter
 
 
@@ -26,7 +27,7 @@ def write_spool(folder, scene: str = "s", count: int = 3, digest: str = "d") -> 
     made = Spool(
         scene, digest, 10.0, "L2A", "r", "2020", "free", ("note",), {"cloud": 2}, tuple(writer.segments)
     )
-    writer.finish(made, quality.empty_histogram(2))
+    writer.finish(made, histograms.empty(2))
     return made
 
 

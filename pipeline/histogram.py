@@ -1,0 +1,120 @@
+"""Exact histograms of stored values, one a band, and the band statistics they give.
+
+One counter for each of the 65 536 stored values: statistics do not depend on order, number of workers or rounding,
+and those of several sets together are exactly those of one set of all their scenes.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.contract import BandStatistics
+from pipeline.errors import ContractError, CorruptDataError, MissingInputError
+from pipeline.manifest import write_atomically
+from pipeline.sample import NODATA, SCALE
+
+NAME = "histogram.npz"
+VALUES = 1 << 16
+MOST_IN_INT64 = 1 << 32
+"""Pixels whose squares, of at most 2^30 each, still sum up within int64."""
+LOW_QUANTILE, HIGH_QUANTILE = 0.005, 0.995
+Histogram = NDArray[np.int64]
+"""[band, stored value + 32768]"""
+
+
+def empty(bands: int) -> Histogram:
+    """Return a histogram [band, value] without counts."""
+    return np.zeros((bands, VALUES), np.int64)
+
+
+def count(histogram: Histogram, pixels: NDArray[np.int16], counted: NDArray[np.bool_]) -> None:
+    """Add pixels [band, y, x] where `counted` [y, x] to a histogram, in place."""
+    for row, band in zip(histogram, pixels, strict=True):
+        # shifted, so that -32768 counts at 0
+        row += np.bincount(band[counted].astype(np.int64) - NODATA, minlength=VALUES)
+
+
+def statistics(histogram: Histogram) -> tuple[BandStatistics, ...]:
+    """Return the statistics of every band of a histogram [band, value], in reflectance."""
+    return tuple(_statistics(row) for row in histogram)
+
+
+def _statistics(row: NDArray[np.int64]) -> BandStatistics:
+    n = int(row.sum())
+    if n == 0:
+        return BandStatistics(n=0, mean=0.0, std=0.0, low=0.0, high=0.0)
+    # whole numbers until the last division: floats would lose the deviation
+    first, second = _moments(row, n)
+    variance = (second * n - first * first) / (n * n)
+    return BandStatistics(
+        n=n,
+        mean=first / n * SCALE,
+        std=math.sqrt(variance) * SCALE,
+        low=_quantile(row, n, LOW_QUANTILE),
+        high=_quantile(row, n, HIGH_QUANTILE),
+    )
+
+
+def _moments(row: NDArray[np.int64], n: int) -> tuple[int, int]:
+    """Return the sums of all values and of their squares."""
+    places = np.flatnonzero(row)
+    values, times = places + NODATA, row[places]
+    if n <= MOST_IN_INT64:
+        return int(values @ times), int((values * values) @ times)
+    # Python's own numbers have no end
+    pairs = [(int(value), int(count)) for value, count in zip(values, times, strict=True)]
+    return sum(v * c for v, c in pairs), sum(v * v * c for v, c in pairs)
+
+
+def _quantile(row: NDArray[np.int64], n: int, q: float) -> float:
+    """Return the smallest value that at least a share `q` of the pixels does not exceed."""
+    # a stored value, never one between two: equal on every machine
+    place = int(np.searchsorted(row.cumsum(), math.ceil(q * n)))
+    return (place + NODATA) * SCALE
+
+
+def write(folder: Path, bands: Sequence[str], histogram: Histogram) -> None:
+    """Write a set's histogram [band, value] beside its manifest, for sets that are read together."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, bands=np.array(bands), histogram=histogram)
+    write_atomically(folder / NAME, buffer.getvalue())
+
+
+def read(folder: Path) -> tuple[tuple[str, ...], Histogram]:
+    """Read a set's band names and its histogram [band, value].
+
+    Raises `MissingInputError` where a set has none, and `CorruptDataError` for what cannot be read.
+    """
+    try:
+        with np.load(folder / NAME, allow_pickle=False) as stored:
+            return tuple(stored["bands"].tolist()), stored["histogram"]
+    except FileNotFoundError as error:
+        raise MissingInputError(
+            f"{folder} has no {NAME}, without which the statistics of several sets cannot be put together: copy it"
+            " from where the set was made, or make the set again."
+        ) from error
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise CorruptDataError(f"{folder / NAME} cannot be read ({error}). Copy it again.") from error
+
+
+def merged(folders: Sequence[Path]) -> tuple[BandStatistics, ...]:
+    """Return the statistics of several sets together, over all their training pixels: a set counts by its pixels,
+    whatever its weight in a training.
+
+    Raises `ContractError` where their bands differ, and what `read` raises.
+    """
+    total, known = None, None
+    for folder in folders:
+        bands, histogram = read(folder)
+        if known not in (None, bands):
+            raise ContractError(f"{folder} has bands {bands}, {folders[0]} has {known}.")
+        known, total = bands, histogram if total is None else total + histogram
+    return () if total is None else statistics(total)

@@ -1,0 +1,80 @@
+"""Exact band statistics, of one set and of several together."""
+
+import numpy as np
+import pytest
+
+from pipeline import histogram as histograms
+from pipeline.errors import ContractError, CorruptDataError, MissingInputError
+
+
+def test_statistics_are_those_of_the_counted_pixels():
+    rng = np.random.default_rng(0)
+    pixels = rng.normal(2000, 900, (3, 200, 200)).astype(np.int16)
+    counted = rng.random((200, 200)) > 0.3
+    histogram = histograms.empty(3)
+    histograms.count(histogram, pixels[:, :100], counted[:100])
+    histograms.count(histogram, pixels[:, 100:], counted[100:])
+    for found, band in zip(histograms.statistics(histogram), pixels, strict=True):
+        values = band[counted] * 1e-4
+        assert found.n == counted.sum()
+        assert found.mean == pytest.approx(values.mean(), rel=1e-12)
+        assert found.std == pytest.approx(values.std(), rel=1e-9)
+        low, high = np.percentile(values, [0.5, 99.5], method="inverted_cdf")
+        assert (found.low, found.high) == pytest.approx((low, high))
+
+
+def test_the_sum_of_parts_does_not_depend_on_their_order():
+    parts = []
+    for seed in range(4):
+        part = histograms.empty(1)
+        pixels = np.random.default_rng(seed).integers(-300, 12_000, (1, 50, 50)).astype(np.int16)
+        histograms.count(part, pixels, np.ones((50, 50), bool))
+        parts.append(part)
+    assert histograms.statistics(sum(parts)) == histograms.statistics(sum(parts[::-1]))
+
+
+def test_p12_one_wild_pixel_does_not_move_the_quantiles():
+    histogram = histograms.empty(1)
+    pixels = np.full((1, 100, 100), 1500, np.int16)
+    pixels[0, 0, 0] = 32_767
+    histograms.count(histogram, pixels, np.ones((100, 100), bool))
+    (found,) = histograms.statistics(histogram)
+    assert (found.low, found.high) == pytest.approx((0.15, 0.15))
+
+
+def test_extreme_values_do_not_overflow():
+    histogram = histograms.empty(1)
+    histogram[0, [1, -1]] = 2**40
+    (found,) = histograms.statistics(histogram)
+    assert found.mean == pytest.approx(0, abs=1e-9)
+    assert found.std == pytest.approx(3.2767)
+
+
+def test_no_pixels_give_zeros():
+    (found,) = histograms.statistics(histograms.empty(1))
+    assert (found.n, found.mean, found.std) == (0, 0.0, 0.0)
+
+
+def test_sets_together_have_the_statistics_of_one_set_of_all_pixels(tmp_path):
+    parts = np.random.default_rng(1).integers(0, 50, (2, 2, histograms.VALUES))
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder, part in zip(folders, parts, strict=True):
+        folder.mkdir()
+        histograms.write(folder, ("B02", "B03"), part)
+    assert histograms.read(folders[0])[0] == ("B02", "B03")
+    assert histograms.merged(folders) == histograms.statistics(parts.sum(0))
+    histograms.write(folders[1], ("B03", "B02"), parts[1])
+    with pytest.raises(ContractError, match="has bands"):
+        histograms.merged(folders)
+
+
+def test_a_histogram_that_is_lost_or_damaged_is_named(tmp_path):
+    with pytest.raises(MissingInputError, match=r"has no histogram\.npz"):
+        histograms.merged([tmp_path])
+    histograms.write(tmp_path, ("B02",), histograms.empty(1))
+    path = tmp_path / histograms.NAME
+    whole = path.read_bytes()
+    for data in (whole[: len(whole) // 2], whole[:100] + bytes(40) + whole[140:], b""):
+        path.write_bytes(data)
+        with pytest.raises(CorruptDataError, match=r"histogram\.npz cannot be read"):
+            histograms.read(tmp_path)
