@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -104,12 +105,21 @@ class DataContract(Config):
                 raise unknown("band", name, stored, f"the shard set of sensor {self.sensor}")
         return [stored.index(n) for n in names]
 
-    def require_equal(self, other: DataContract, ours: str, theirs: str) -> None:
-        """Raise `ContractError` with a difference list unless both contracts mean the same numbers."""
-        # as JSON: one side was read from a file, where tuples are lists
-        found = differences(self.model_dump(mode="json"), other.model_dump(mode="json"))
+    def require_equal(self, other: DataContract, ours: str, theirs: str, free: Collection[str] = ()) -> None:
+        """Raise `ContractError` with a list of what differs, field by field, unless both contracts mean the same
+        numbers. free: fields that may differ.
+        """
+        common = set(self.band_names) & set(other.band_names)
+        trees = (c._by_band(common, free) for c in (self, other))
+        found = differences(*trees)
         if found:
             raise ContractError(f"{ours} and {theirs} do not hold the same data: {'; '.join(found)}.")
+
+    def _by_band(self, names: Collection[str], free: Collection[str]) -> dict[str, Any]:
+        # as JSON: one side was read from a file, where tuples are lists
+        tree = self.model_dump(mode="json", exclude={"bands", *free})
+        details = {b.name: b.model_dump(mode="json", exclude={"name"}) for b in self.bands if b.name in names}
+        return {**tree, "bands": list(self.band_names), "band": details}
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -156,15 +156,50 @@ def read(location: Path) -> Manifest:
         ) from error
 
 
-def require_together(sets: Sequence[Manifest]) -> None:
-    """Raise `ContractError` with a difference list unless all sets hold the same data, to be trained on together.
+def numbered(output: Path, number: int) -> Path:
+    """Return the folder of the `number`-th set of a growing archive: OUTPUT, OUTPUT-002, OUTPUT-003."""
+    return output if number == 1 else output.with_name(f"{output.name}-{number:03d}")
 
-    Statistics may differ; so may levels that hold the same quantity (Landsat's L1TP and L1GT).
+
+def series(location: Path) -> list[Path]:
+    """Return the folders of the sets that the one at `location` stands beside, oldest first, and its own.
+
+    What a numbered set stands beside never changes, so a location means the same data for ever; sets that came
+    after it are not among them. Raises `ContractError` where the folders are no longer named as they were made, or
+    hold other sets.
     """
-    first, *others = sets
-    for other in others:
-        ours, theirs = (_one_level(m.contract) for m in (first, other))
-        ours.require_equal(theirs, f"shard sets {first.name}", other.name)
+    made, folder = read(location), location if location.is_dir() else location.parent
+    # `.` has no name to take a number from
+    folder = folder if folder.name not in ("", "..") else folder.resolve()
+    ending = f"-{len(made.earlier) + 1:03d}" if made.earlier else ""
+    if not folder.name.endswith(ending):
+        raise ContractError(
+            f"{folder} stands beside {', '.join(made.earlier)}, and was renamed: they cannot be found from its name."
+            " Name it as it was made, or list all sets, each with earlier: false."
+        )
+    first = folder.with_name(folder.name.removesuffix(ending))
+    return [*(_named(numbered(first, n), name, folder) for n, name in enumerate(made.earlier, 1)), folder]
+
+
+def _named(folder: Path, name: str, later: Path) -> Path:
+    found = read(folder).name
+    if found != name:
+        raise ContractError(
+            f"{folder} holds the set {found}, not {name}, which {later} stands beside. Put it back, or list all sets,"
+            " each with earlier: false."
+        )
+    return folder
+
+
+def require_together(sets: Mapping[str, Manifest], free: Collection[str] = ()) -> None:
+    """Raise `ContractError` with a list of what differs unless all sets hold the same data, to be trained on together.
+
+    sets: by what to call them, their paths for instance. free: fields of the contract that may differ. Statistics
+    may; so may levels that hold the same quantity (Landsat's L1TP and L1GT).
+    """
+    (first, ours), *others = ((name, _one_level(made.contract)) for name, made in sets.items())
+    for name, theirs in others:
+        ours.require_equal(theirs, f"the shard sets {first}", name, free)
 
 
 def _one_level(contract: DataContract) -> DataContract:

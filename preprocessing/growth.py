@@ -63,7 +63,10 @@ def beside(request: ShardConfig, found: Found) -> tuple[ShardConfig, Found, tupl
     names = {job.scene.id for job in jobs}
     number = len(earlier) + 1
     target = request.model_copy(
-        update={"output": _numbered(request.output, number), "name": f"{request.name[:60]}-{number:03d}"}
+        update={
+            "output": manifests.numbered(request.output, number),
+            "name": f"{request.name[:60]}-{number:03d}",
+        }
     )
     fresh = replace(
         found,
@@ -77,15 +80,11 @@ def beside(request: ShardConfig, found: Found) -> tuple[ShardConfig, Found, tupl
     return target, fresh, earlier
 
 
-def _numbered(output: Path, number: int) -> Path:
-    return output if number == 1 else output.with_name(f"{output.name}-{number:03d}")
-
-
 def _finished(output: Path) -> Iterator[Earlier]:
     """Yield the finished sets of a series, in order; the first without a manifest ends it."""
     number = 1
     # numbers without gaps: a set that was moved away ends the series
-    while (folder := _numbered(output, number)).joinpath(manifests.NAME).exists():
+    while (folder := manifests.numbered(output, number)).joinpath(manifests.NAME).exists():
         try:
             tree = json.loads((folder / quality.REPORT).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:

@@ -1,5 +1,6 @@
 import hashlib
 import json
+from pathlib import Path
 
 import pytest
 
@@ -81,3 +82,25 @@ def test_p03_a_write_that_fails_leaves_the_old_file(tmp_path):
 def test_checksums_are_sha256(tmp_path):
     (tmp_path / "f").write_bytes(b"x" * 3_000_000)
     assert manifests.sha256(tmp_path / "f") == hashlib.sha256(b"x" * 3_000_000).hexdigest()
+
+
+def test_a_numbered_set_leads_to_the_sets_it_stands_beside(tmp_path, monkeypatch):
+    folders = [manifests.numbered(tmp_path / "set", n) for n in (1, 2, 3)]
+    for number, folder in enumerate(folders):
+        folder.mkdir()
+        manifests.write(make(name=f"s{number}", earlier=tuple(f"s{n}" for n in range(number))), folder)
+    assert [f.name for f in folders] == ["set", "set-002", "set-003"]
+    assert [manifests.series(f) for f in folders] == [folders[:1], folders[:2], folders]
+    monkeypatch.chdir(folders[1])
+    assert [f.name for f in manifests.series(Path())] == ["set", "set-002"]
+    manifests.write(make(name="another"), folders[0])
+    with pytest.raises(
+        ContractError, match=r"set holds the set another, not s0, which .*set-002 stands beside"
+    ):
+        manifests.series(folders[1])
+    folders[1].rename(tmp_path / "moved")
+    with pytest.raises(ContractError, match=r"moved stands beside s0, and was renamed.*earlier: false"):
+        manifests.series(tmp_path / "moved")
+    manifests.write(make(name="s0"), folders[0])
+    with pytest.raises(MissingInputError, match=r"no shard set at .*set-002"):
+        manifests.series(folders[2])

@@ -51,7 +51,12 @@ def test_new_scenes_make_a_numbered_set_beside_the_old_which_is_not_touched(seri
     assert [{s.id for s in m.scenes} for m in sets] == [{f"oscd_{c}_1", f"oscd_{c}_2"} for c in "abc"]
     assert [m.name for m in sets] == ["oscd", "oscd-002", "oscd-003"]
     assert [m.earlier for m in sets] == [(), ("oscd",), ("oscd", "oscd-002")]
-    manifests.require_together(sets)
+    folders = [folder / name for name in ("set", "set-002", "set-003")]
+    manifests.require_together({str(f): m for f, m in zip(folders, sets, strict=True)})
+    assert (
+        manifests.series(folder / "set-003") == manifests.series(folder / "set-003/manifest.json") == folders
+    )
+    assert manifests.series(folder / "set") == folders[:1]
     capsys.readouterr()
     assert shard.main([*words, "--grow"]) == 0
     assert "no scene is new to oscd, oscd-002, oscd-003" in capsys.readouterr().out
@@ -91,14 +96,16 @@ def test_an_interrupted_numbered_set_is_gone_on_with(series):
 def test_sets_that_do_not_fit_are_told_apart(series, shard_set):
     _, words, folder = series
     shard.main(words)
-    with pytest.raises(ContractError, match=r"shard sets oscd and demo-sentinel2 do not hold the same data"):
-        manifests.require_together([manifests.read(folder / "set"), manifests.read(shard_set)])
+    with pytest.raises(ContractError, match=r"the shard sets oscd and demo do not hold the same data"):
+        manifests.require_together(
+            {"oscd": manifests.read(folder / "set"), "demo": manifests.read(shard_set)}
+        )
     one = manifests.read(folder / "set")
     other = one.model_copy(update={"contract": one.contract.model_copy(update={"level": "L1GT+L1TP"})})
-    manifests.require_together([one, other])
+    manifests.require_together({"one": one, "other": other})
     surface = one.model_copy(update={"contract": one.contract.model_copy(update={"level": "L2A"})})
     with pytest.raises(ContractError, match=r"level: 'L1' -> 'L2'"):
-        manifests.require_together([one, surface])
+        manifests.require_together({"one": one, "surface": surface})
 
 
 def test_statistics_of_sets_together_are_those_of_one_set_of_all_scenes(series, shard_set, tmp_path):
