@@ -10,15 +10,15 @@ import io
 import math
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.contract import BandStatistics
-from pipeline.errors import ContractError, CorruptDataError, MissingInputError
-from pipeline.manifest import write_atomically
+from pipeline.errors import CorruptDataError, MissingInputError
+from pipeline.manifest import Manifest, write_atomically
 from pipeline.sample import NODATA, SCALE
 
 NAME = "histogram.npz"
@@ -105,16 +105,17 @@ def read(folder: Path) -> tuple[tuple[str, ...], Histogram]:
         raise CorruptDataError(f"{folder / NAME} cannot be read ({error}). Copy it again.") from error
 
 
-def merged(folders: Sequence[Path]) -> tuple[BandStatistics, ...]:
-    """Return the statistics of several sets together, over all their training pixels: a set counts by its pixels,
-    whatever its weight in a training.
+def merged(sets: Mapping[Path, Manifest]) -> tuple[BandStatistics, ...]:
+    """Return the statistics of several sets together, exactly those of one set of all their scenes.
 
-    Raises `ContractError` where their bands differ, and what `read` raises.
+    They are over all pixels of the training tiles: a set counts by its pixels, whatever its weight in a training.
+    sets: by folder; their contracts must agree. Raises `CorruptDataError` for a histogram that is not of its set,
+    and what `read` raises.
     """
-    total, known = None, None
-    for folder in folders:
+    total: Histogram | int = 0
+    for folder, made in sets.items():
         bands, histogram = read(folder)
-        if known not in (None, bands):
-            raise ContractError(f"{folder} has bands {bands}, {folders[0]} has {known}.")
-        known, total = bands, histogram if total is None else total + histogram
-    return () if total is None else statistics(total)
+        if (bands, statistics(histogram)) != (made.contract.band_names, made.statistics):
+            raise CorruptDataError(f"{folder / NAME} is not that of the set beside it. Copy it again.")
+        total = total + histogram
+    return statistics(np.asarray(total))

@@ -161,8 +161,8 @@ def numbered(output: Path, number: int) -> Path:
     return output if number == 1 else output.with_name(f"{output.name}-{number:03d}")
 
 
-def series(location: Path) -> list[Path]:
-    """Return the folders of the sets that the one at `location` stands beside, oldest first, and its own.
+def series(location: Path) -> dict[Path, Manifest]:
+    """Return the sets that the one at `location` stands beside, oldest first, and that one, by their folders.
 
     What a numbered set stands beside never changes, so a location means the same data for ever; sets that came
     after it are not among them. Raises `ContractError` where the folders are no longer named as they were made, or
@@ -178,17 +178,18 @@ def series(location: Path) -> list[Path]:
             " Name it as it was made, or list all sets, each with earlier: false."
         )
     first = folder.with_name(folder.name.removesuffix(ending))
-    return [*(_named(numbered(first, n), name, folder) for n, name in enumerate(made.earlier, 1)), folder]
+    older = {numbered(first, n): name for n, name in enumerate(made.earlier, 1)}
+    return {at: _named(at, name, folder) for at, name in older.items()} | {folder: made}
 
 
-def _named(folder: Path, name: str, later: Path) -> Path:
-    found = read(folder).name
-    if found != name:
+def _named(folder: Path, name: str, later: Path) -> Manifest:
+    made = read(folder)
+    if made.name != name:
         raise ContractError(
-            f"{folder} holds the set {found}, not {name}, which {later} stands beside. Put it back, or list all sets,"
-            " each with earlier: false."
+            f"{folder} holds the set {made.name}, not {name}, which {later} stands beside. Put it back, or list all"
+            " sets, each with earlier: false."
         )
-    return folder
+    return made
 
 
 def require_together(sets: Mapping[str, Manifest], free: Collection[str] = ()) -> None:

@@ -63,8 +63,8 @@ def test_equal_contracts_agree_and_others_are_told_apart():
 
 def test_bands_that_differ_are_told_one_by_one():
     bands = contract().bands
-    wider = contract(bands=(bands[0].model_copy(update={"centre_nm": 561}), *bands[1:]))
-    with pytest.raises(ContractError, match=r"same data: band\.B03\.centre_nm: 560\.0 -> 561\.$|561\.0\.$"):
+    wider = contract(bands=(bands[0].model_copy(update={"centre_nm": 561.0}), *bands[1:]))
+    with pytest.raises(ContractError, match=r"same data: band\.B03\.centre_nm: 560\.0 -> 561\.0\.$"):
         contract().require_equal(wider, "a", "b")
     with pytest.raises(ContractError, match=r"bands: \['B03', 'B04', 'B08'\] -> \['B08', 'B04', 'B03'\]\.$"):
         contract().require_equal(contract(bands=bands[::-1]), "a", "b")

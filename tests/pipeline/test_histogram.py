@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from pipeline import histogram as histograms
-from pipeline.errors import ContractError, CorruptDataError, MissingInputError
+from pipeline.errors import CorruptDataError, MissingInputError
+from tests.pipeline.test_contract import contract
+from tests.pipeline.test_manifest import make
 
 
 def test_statistics_are_those_of_the_counted_pixels():
@@ -56,21 +58,24 @@ def test_no_pixels_give_zeros():
 
 
 def test_sets_together_have_the_statistics_of_one_set_of_all_pixels(tmp_path):
-    parts = np.random.default_rng(1).integers(0, 50, (2, 2, histograms.VALUES))
-    folders = [tmp_path / "a", tmp_path / "b"]
-    for folder, part in zip(folders, parts, strict=True):
+    names = contract().band_names
+    parts = np.random.default_rng(1).integers(0, 50, (2, len(names), histograms.VALUES))
+    sets = {}
+    for folder, part in zip((tmp_path / "a", tmp_path / "b"), parts, strict=True):
         folder.mkdir()
-        histograms.write(folder, ("B02", "B03"), part)
-    assert histograms.read(folders[0])[0] == ("B02", "B03")
-    assert histograms.merged(folders) == histograms.statistics(parts.sum(0))
-    histograms.write(folders[1], ("B03", "B02"), parts[1])
-    with pytest.raises(ContractError, match="has bands"):
-        histograms.merged(folders)
+        histograms.write(folder, names, part)
+        sets[folder] = make(contract=contract(), statistics=histograms.statistics(part))
+    assert histograms.read(folder)[0] == names
+    assert histograms.merged(sets) == histograms.statistics(parts.sum(0))
+    for bands, part in ((names[::-1], parts[1]), (names, parts[0])):
+        histograms.write(folder, bands, part)
+        with pytest.raises(CorruptDataError, match="is not that of the set beside it"):
+            histograms.merged(sets)
 
 
 def test_a_histogram_that_is_lost_or_damaged_is_named(tmp_path):
     with pytest.raises(MissingInputError, match=r"has no histogram\.npz"):
-        histograms.merged([tmp_path])
+        histograms.read(tmp_path)
     histograms.write(tmp_path, ("B02",), histograms.empty(1))
     path = tmp_path / histograms.NAME
     whole = path.read_bytes()

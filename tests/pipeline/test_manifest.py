@@ -90,7 +90,8 @@ def test_a_numbered_set_leads_to_the_sets_it_stands_beside(tmp_path, monkeypatch
         folder.mkdir()
         manifests.write(make(name=f"s{number}", earlier=tuple(f"s{n}" for n in range(number))), folder)
     assert [f.name for f in folders] == ["set", "set-002", "set-003"]
-    assert [manifests.series(f) for f in folders] == [folders[:1], folders[:2], folders]
+    assert [list(manifests.series(f)) for f in folders] == [folders[:1], folders[:2], folders]
+    assert manifests.series(folders[2])[folders[1]].name == "s1"
     monkeypatch.chdir(folders[1])
     assert [f.name for f in manifests.series(Path())] == ["set", "set-002"]
     manifests.write(make(name="another"), folders[0])
