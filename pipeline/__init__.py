@@ -6,14 +6,14 @@
  preprocessing/  archives -> Zarr -> shards       training/  shards -> weights -> scores
    simulate shard show verify (entries)             pretrain finetune compare (entries)
    settings files labelling splits scenes           loop runs world guards engine checkpoint
-   locations readers/* markup checksums finding     data reader tokens masking model attention
+   locations readers/* markup checksums finding     data reader tokens masking chosen model
    selection duplicates rounds planning             schedule metrics tasks/*
-   radiometry masks grids resampling tiling         tracking journal panels
-   cutting kernel archive conventions profiles
-   quality packing spool assembly leakage
+   radiometry masks grids resampling tiling         tracking journal panels architecture
+   cutting kernel archive conventions profiles      positions projections blocks attention
+   quality packing spool assembly leakage           decoder targets
    reporting page charts pictures cog growth
    scene_work cluster simulation/* finished
-   memory offset_check panels
+   offset_check panels jobs rows strips cells
                       └────────────┬─────────────────────┘
    pipeline/   histogram -> manifest -> contract -> sample ; saliency ; indices ; sensors ; keys
                lock -> console -> config -> reference ; errors

@@ -42,7 +42,8 @@ NO_CLASS = 255
 Codec = Literal["lz4", "zstd"]
 Label = int | tuple[int, ...] | NDArray[np.uint8]
 """One class number, the sorted class numbers of a tile, or a class number for every pixel [y, x]."""
-_LEVELS: dict[str, int] = {"lz4": 5, "zstd": 1}
+LEVELS: dict[str, int] = {"lz4": 5, "zstd": 1}
+"""Levels of the codecs: above them time grows and size hardly shrinks."""
 # blosc's own threads write blocks in the order they finish: equal samples would not be equal bytes
 blosc.use_threads = False
 
@@ -111,7 +112,7 @@ def encode_array(array: NDArray[np.generic], codec: Codec = "lz4") -> bytes:
     buffer = io.BytesIO()
     # a .npy inside: shape and type travel with the bytes
     np.save(buffer, np.ascontiguousarray(array), allow_pickle=False)
-    compressor = Blosc(cname=codec, clevel=_LEVELS[codec], shuffle=Blosc.BITSHUFFLE, typesize=array.itemsize)
+    compressor = Blosc(cname=codec, clevel=LEVELS[codec], shuffle=Blosc.BITSHUFFLE, typesize=array.itemsize)
     return bytes(compressor.encode(buffer.getvalue()))
 
 

@@ -25,7 +25,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 
 from pipeline.errors import ContractError, CorruptDataError
 from pipeline.manifest import write_atomically
-from pipeline.sample import NO_CLASS, NODATA, Flag
+from pipeline.sample import LEVELS, NO_CLASS, NODATA, Codec, Flag
 from preprocessing.conventions import (
     axis_attributes,
     crs_attributes,
@@ -40,7 +40,7 @@ FORMAT_VERSION = 1
 FOLDER = "archive.zarr"
 MARKER = "reflectance/COMPLETE.json"
 """Inside an array's folder: beside the arrays Zarr would warn of a file that is none of its own."""
-CHUNK_PX = 512
+CHUNK_PX = 1024
 """Each chunk costs Zarr about a millisecond, whatever it holds."""
 SHARD_PX = 2048
 _CELL_ARRAYS = ("cells", "index", "statistic")
@@ -93,7 +93,7 @@ def remove(folder: Path) -> None:
 class SceneWriter:
     """Writes one scene's group into a folder that only `finish` turns into part of the archive."""
 
-    def __init__(self, folder: Path, header: SceneHeader) -> None:
+    def __init__(self, folder: Path, header: SceneHeader, codec: Codec) -> None:
         """Start an empty group in `folder`, replacing what an interrupted run left there."""
         # what an interrupted run left there cannot be trusted
         shutil.rmtree(folder, ignore_errors=True)
@@ -103,8 +103,9 @@ class SceneWriter:
         attributes = group_attributes(header.grid) | {"scene": _header_tree(header)}
         self._group = zarr.create_group(folder, zarr_format=3, attributes=attributes)
         self._arrays: dict[str, Any] = {}
+        self._codec = codec
 
-    def start(self) -> None:
+    def start(self, has_labels: bool) -> None:
         """Lay out empty arrays and the coordinates."""
         header = self._header
         shape = (len(header.bands), *header.grid.shape_px)
@@ -112,6 +113,8 @@ class SceneWriter:
         if header.dates == 2:
             self._image("after", shape, (np.int16, NODATA), reflectance_attributes(header.level))
         self._image("mask", shape[1:], (np.uint8, int(Flag.NODATA)), mask_attributes())
+        if has_labels:
+            self._image("label", shape[1:], (np.uint8, NO_LABEL), label_attributes())
         for name, centres in zip(("x", "y"), header.grid.centres(), strict=True):
             self._plain(name, centres, (name,), axis_attributes(name, header.grid.crs))
         self._names("band", header.bands)
@@ -128,11 +131,19 @@ class SceneWriter:
                 # links: tens of gigabytes must not be copied to change some statistics
                 _link(path, target)
 
-    def array(self, name: str) -> Any:
-        """Return `reflectance`, `after` or `mask` for writing and reading back."""
-        if name not in self._arrays:
-            self._arrays[name] = self._group[name]
-        return self._arrays[name]
+    def write(self, name: str, rows: slice, part: NDArray[Any]) -> None:
+        """Store rows [band, y, x] or [y, x] of `reflectance`, `after`, `mask` or `label`: whole shards of `SHARD_PX`."""
+        array, height = self._arrays[name], rows.stop - rows.start
+        if rows.start % SHARD_PX or (height % SHARD_PX and rows.stop != array.shape[-2]):
+            raise ValueError(
+                f"rows {rows.start} to {rows.stop} are no whole shards; what shares a shard would be lost"
+            )
+        if part.ndim == 2:
+            array[rows] = part
+            return
+        # band by band: Zarr holds what it is given a second time
+        for number, band in enumerate(part):
+            array[number, rows] = band
 
     def _image(
         self,
@@ -153,7 +164,7 @@ class SceneWriter:
             # one band a shard: a scene is written band by band, and a shard must have one writer
             chunks=(1,) * len(lead) + chunk,
             shards=(1,) * len(lead) + shard,
-            compressors=_codecs(np.dtype(kind[0]).itemsize),
+            compressors=_codecs(self._codec, np.dtype(kind[0]).itemsize),
             fill_value=kind[1],
             dimension_names=("band", "y", "x")[-len(shape) :],
             attributes=attributes,
@@ -169,7 +180,7 @@ class SceneWriter:
             shape=data.shape,
             dtype=data.dtype,
             chunks=data.shape,
-            compressors=_codecs(data.dtype.itemsize),
+            compressors=_codecs(self._codec, data.dtype.itemsize),
             dimension_names=dimensions,
             attributes=attributes,
             config={"write_empty_chunks": True},
@@ -186,11 +197,6 @@ class SceneWriter:
             dimension_names=(name,),
         )
         array[...] = np.array(values, object)
-
-    def write_labels(self, codes: NDArray[np.uint8]) -> None:
-        """Store class codes [y, x]."""
-        self._image("label", codes.shape, (np.uint8, NO_LABEL), label_attributes())
-        self.array("label")[...] = codes
 
     def write_cells(self, cells: NDArray[np.float32]) -> None:
         """Store cell statistics [index, y / cell, x / cell, (n, mean, std)]."""
@@ -212,8 +218,9 @@ class SceneWriter:
         self.folder.rename(final)
 
 
-def _codecs(itemsize: int) -> list[Any]:
-    return [BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle", typesize=itemsize), Crc32cCodec()]
+def _codecs(codec: Codec, itemsize: int) -> list[Any]:
+    level = LEVELS[codec]
+    return [BloscCodec(cname=codec, clevel=level, shuffle="bitshuffle", typesize=itemsize), Crc32cCodec()]
 
 
 def _link(path: Path, target: Path) -> None:

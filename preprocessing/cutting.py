@@ -1,167 +1,224 @@
-"""A stored scene into tiles: which ones are kept, and the samples they become."""
+"""A scene into tiles, row by row of them: which ones are kept, and the samples they become."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import histogram as histograms
 from pipeline.errors import SceneError
-from pipeline.histogram import Histogram
 from pipeline.sample import Label, Sample
-from preprocessing import labelling, tiling
+from preprocessing import kernel, labelling, tiling
+from preprocessing.archive import SceneHeader
 from preprocessing.grids import Box, Grid
-from preprocessing.memory import SceneData
+from preprocessing.kernel import Pixels
 from preprocessing.scenes import Given
 from preprocessing.settings import ShardConfig
-from preprocessing.tiling import Choice, SplitRule, Tile, TileRule
+from preprocessing.spool import SpoolWriter
+from preprocessing.strips import Window
+from preprocessing.tiling import Choice, Ground, Lattice, SplitRule, Tile, TileRule
 
 NOTHING_GIVEN = Given()
 UNLISTED = "unlisted"
 """Why a tile is dropped whose scene no list of its set has."""
-STRIP_PX = 1024
-"""Rows of a scene held at a time, rounded to whole tiles."""
 
 
-def choose_tiles(
-    config: ShardConfig,
-    mask: NDArray[np.uint8],
-    grid: Grid,
-    known: tuple[Given, Sequence[Box]] = (NOTHING_GIVEN, ()),
-) -> Choice:
-    """Return the tiles of a mask of flags [y, x] to keep, with their split, and what became of the others.
-
-    known: what the set says of the scene, and ground that another scene of the same acquisition gave, as boxes in
-    the grid's CRS. Raises `SceneError` where ground is to decide and the scene has no place on Earth.
-    """
-    given, taken = known
-    rule = TileRule(
+def tile_rule(config: ShardConfig) -> TileRule:
+    """Return how the tiles of a run are laid and which are kept."""
+    return TileRule(
         config.tile_px,
         config.step_px,
         config.cell_px,
         config.min_valid,
         config.min_clear,
         config.unclear_bits,
+        config.edge,
     )
-    covered = grid.covered(taken, config.cell_px) if taken else None
-    by_ground = config.split.by == "ground"
-    if by_ground and config.split.val_share and not grid.is_placed:
-        raise SceneError(
-            "an image without a place on Earth cannot be divided by ground: set `split.by` to `set`, with the lists of"
-            " the set in `split.files`, or to `scene`."
+
+
+@dataclass(frozen=True)
+class Cutting:
+    """What the tiles of one scene are cut by."""
+
+    config: ShardConfig
+    header: SceneHeader
+    given: Given = NOTHING_GIVEN
+    """What the set says of the scene."""
+    taken: tuple[Box, ...] = ()
+    """Ground that another scene of the same acquisition gave, in the CRS of the grid."""
+
+    @property
+    def rule(self) -> TileRule:
+        """How tiles are laid and which are kept."""
+        return tile_rule(self.config)
+
+    @property
+    def lattice(self) -> Lattice:
+        """Where tiles may lie."""
+        tops, lefts = (self.rule.starts(side) for side in self.header.grid.shape_px)
+        # without a place along one side there is none at all
+        return Lattice(tops, lefts) if lefts.size else Lattice(tops[:0], lefts)
+
+    @property
+    def padded_px(self) -> tuple[int, int]:
+        """Height and width of the scene with what tiles reach over its edges."""
+        ends = [
+            (int(starts[-1]) + self.config.tile_px if starts.size else 0)
+            for starts in (self.lattice.tops, self.lattice.lefts)
+        ]
+        height, width = self.header.grid.shape_px
+        return max(height, ends[0]), max(width, ends[1])
+
+    def ground(self) -> Ground:
+        """Return what decides by place; raises `SceneError` where that is to decide and the scene has none."""
+        config, grid = self.config, self.header.grid
+        by_ground = config.split.by == "ground"
+        if by_ground and config.split.val_share and not grid.is_placed:
+            raise SceneError(
+                "an image without a place on Earth cannot be divided by ground: set `split.by` to `set`, with the lists"
+                " of the set in `split.files`, or to `scene`."
+            )
+        rule = SplitRule(
+            config.split.val_share if by_ground else 0.0,
+            config.split.block_m,
+            config.tile_px * max(grid.pixel_m) if config.split.buffer_m == "tile" else config.split.buffer_m,
+            config.split.seed,
         )
-    ground = SplitRule(
-        config.split.val_share if by_ground else 0.0,
-        config.split.block_m,
-        config.tile_px * max(grid.pixel_m) if config.split.buffer_m == "tile" else config.split.buffer_m,
-        config.split.seed,
-    )
-    chosen = tiling.choose(mask, rule, ground, grid.lonlat, covered)
-    return chosen if by_ground else _given_to(given.split, chosen)
+        covered = grid.covered(self.taken, config.cell_px) if self.taken else None
+        return Ground(rule, grid.lonlat, covered)
 
 
-def _given_to(split: str, chosen: Choice) -> Choice:
-    """Return the choice with all its tiles in one split, or dropped where the set's lists do not have the scene."""
-    fates = np.where(chosen.fates == "train", split or UNLISTED, chosen.fates)
-    return Choice([replace(tile, split=split) for tile in chosen.tiles if split], fates)
+class Cutter:
+    """Cuts a scene's tiles as its rows come into memory."""
 
+    def __init__(self, cutting: Cutting, writer: SpoolWriter) -> None:
+        """Raises `SceneError` where ground is to decide and the scene has no place on Earth."""
+        self._by, self._writer, self.rule = cutting, writer, cutting.rule
+        self._lattice, self._ground = cutting.lattice, cutting.ground()
+        self._done = 0
+        self._choices: list[Choice] = []
+        self._crs = _crs_name(cutting.header.grid)
+        self.histogram = histograms.empty(len(cutting.config.bands))
+        """[band, value] of the clear pixels of training tiles; a pixel counts as often as tiles hold it."""
 
-def strips(
-    stored: SceneData, config: ShardConfig, tiles: list[Tile], given: Given = NOTHING_GIVEN
-) -> Iterator[Strip]:
-    """Read a stored scene in strips of several rows of tiles."""
-    # chunks span rows of tiles: row by row each would be decoded again
-    per_strip = max(STRIP_PX // config.step_px, 1) * config.step_px
-    for _, group in itertools.groupby(tiles, key=lambda t: t.row_px // per_strip):
-        yield Strip(stored, config, list(group), given)
+    @property
+    def next_px(self) -> int | None:
+        """The first row that is needed yet; None where all tiles are cut."""
+        tops = self._lattice.tops
+        return int(tops[self._done]) if self._done < len(tops) else None
 
+    @property
+    def choice(self) -> Choice:
+        """The tiles that were cut, and what became of the others."""
+        return Choice.together(self._choices)
 
-class Strip:
-    """Some rows of a scene, in memory, with the tiles that lie in them."""
+    def cut(self, window: Window, cells: NDArray[np.float32], end_px: int) -> None:
+        """Cut the tiles that end before the row `end_px`.
 
-    def __init__(self, stored: SceneData, config: ShardConfig, tiles: list[Tile], given: Given) -> None:
-        top, end, cell = tiles[0].row_px, tiles[-1].row_px + config.tile_px, config.cell_px
-        rows = slice(top, end)
-        self.tiles = tiles
-        self._scene, self._config, self._top_px, self._given = stored.header, config, top, given
-        self._pixels = stored.read("reflectance", slice(None), rows)
-        self._after = stored.read("after", slice(None), rows) if stored.header.dates == 2 else None
-        self._mask = stored.read("mask", rows)
-        self._cells = stored.read("cells", slice(None), slice(top // cell, end // cell))
-        # a set may mix scenes with and without labels
-        self._labels = stored.read("label", rows) if stored.has_labels else None
-
-    def count(self, histogram: Histogram) -> None:
-        """Add the clear pixels of the training tiles to a histogram [band, value], in place.
-
-        A pixel counts as often as tiles hold it.
+        cells: statistics [index, y / cell, x / cell, 3] of the scene, done so far.
         """
-        times = np.zeros(self._mask.shape, np.int32)
-        for tile in self.tiles:
-            if tile.split == "train":
-                times[self._window(tile, 1)] += 1
-        times[(self._mask & int(self._config.unclear_bits)) != 0] = 0
-        # over the strip and not over tiles: every call costs all 65 536 values of a band
-        for at_least in range(1, int(times.max()) + 1):
-            histograms.count(histogram, self._pixels, times >= at_least)
-            if self._after is not None:
-                histograms.count(histogram, self._after, times >= at_least)
-
-    def sample(self, tile: Tile) -> Sample:
-        """Cut one tile out."""
-        rows, columns = self._window(tile, 1)
-        cell_rows, cell_columns = self._window(tile, self._config.cell_px)
-        return Sample(
-            key=tiling.key(self._scene.id, tile),
-            pixels=self._pixels[:, rows, columns],
-            mask=self._mask[rows, columns],
-            cells=self._cells[:, cell_rows, cell_columns],
-            info=self._info(tile),
-            label=self._label(rows, columns),
-            after=None if self._after is None else self._after[:, rows, columns],
+        tops = self._lattice.tops[self._done :]
+        tops = tops[tops + self.rule.tile_px <= end_px]
+        if not len(tops):
+            return
+        self._done += len(tops)
+        first, last = int(tops[0]), int(tops[-1]) + self.rule.tile_px
+        mask = window.mask[first - window.top_px : last - window.top_px]
+        choice = self._split(
+            tiling.choose(mask, Lattice(tops, self._lattice.lefts), self.rule, self._ground, first)
         )
+        self._choices.append(choice)
+        self._count(window, choice.tiles, (first, last))
+        self._write(window, cells, choice.tiles)
 
-    def _window(self, tile: Tile, unit_px: int) -> tuple[slice, slice]:
-        """Return the rows and columns of a tile in this strip, in units of `unit_px`."""
+    def _split(self, chosen: Choice) -> Choice:
+        """Return the choice as the set divides it: by ground, or all tiles in the scene's own split."""
+        if self._by.config.split.by == "ground":
+            return chosen
+        split = self._by.given.split
+        # the set's lists may not have the scene
+        fates = np.where(chosen.fates == "train", split or UNLISTED, chosen.fates)
+        return Choice([replace(tile, split=split) for tile in chosen.tiles if split], fates)
+
+    def _count(self, window: Window, tiles: Sequence[Tile], between: tuple[int, int]) -> None:
+        first, last = between
+        inside = slice(first - window.top_px, last - window.top_px)
+        times = np.zeros((last - first, window.mask.shape[1]), np.int32)
+        for tile in (t for t in tiles if t.split == "train"):
+            top = tile.row_px - first
+            times[top : top + tile.size_px, tile.column_px : tile.column_px + tile.size_px] += 1
+        times[(window.mask[inside] & int(self._by.config.unclear_bits)) != 0] = 0
+        for stack in (window.pixels, window.after):
+            if stack is not None:
+                kernel.count(self.histogram, Pixels(stack, range(len(stack)), inside.start), times)
+
+    def _write(self, window: Window, cells: NDArray[np.float32], tiles: Sequence[Tile]) -> None:
+        infos = self._infos(tiles)
+        for tile, info in zip(tiles, infos, strict=True):
+            sample = self._sample(window, cells, tile, info)
+            self._writer.add(sample, tile.split, self._by.config.codec)
+
+    def _sample(
+        self, window: Window, cells: NDArray[np.float32], tile: Tile, info: dict[str, object]
+    ) -> Sample:
+        top, left, cell = tile.row_px - window.top_px, tile.column_px, self.rule.cell_px
+        rows, columns = slice(top, top + tile.size_px), slice(left, left + tile.size_px)
         # tiles lie on the cell grid, so that these divisions have no rest
-        top, left, size = tile.row_px - self._top_px, tile.column_px, tile.size_px
-        return (
-            slice(top // unit_px, (top + size) // unit_px),
-            slice(left // unit_px, (left + size) // unit_px),
+        down, across = (
+            slice(start // cell, (start + tile.size_px) // cell) for start in (tile.row_px, tile.column_px)
+        )
+        return Sample(
+            key=tiling.key(self._by.header.id, tile),
+            pixels=window.pixels[:, rows, columns],
+            mask=window.mask[rows, columns],
+            cells=cells[:, down, across],
+            info=info,
+            label=self._label(None if window.label is None else window.label[rows, columns]),
+            after=None if window.after is None else window.after[:, rows, columns],
         )
 
-    def _label(self, rows: slice, columns: slice) -> Label | None:
-        wanted, given = self._config.labels, self._given.classes
+    def _label(self, codes: NDArray[np.uint8] | None) -> Label | None:
+        wanted, given = self._by.config.labels, self._by.given.classes
         if wanted is None:
             return None
         if given is not None:
             return labelling.of_scene(given, wanted)
-        return None if self._labels is None else labelling.of_pixels(self._labels[rows, columns], wanted)
+        # a set may mix scenes with and without labels
+        return None if codes is None else labelling.of_pixels(codes, wanted)
 
-    def _info(self, tile: Tile) -> dict[str, object]:
-        scene = self._scene
-        grid = scene.grid
+    def _infos(self, tiles: Sequence[Tile]) -> list[dict[str, object]]:
+        """Return what people want to know of every tile."""
+        if not tiles:
+            return []
+        scene, grid = self._by.header, self._by.header.grid
         t = grid.transform
-        placed = grid.is_placed
-        lon, lat = tiling.corners([tile], grid.lonlat)
-        # a code is short; the WKT only where there is none
-        epsg = grid.crs.to_epsg()
-        return {
-            "scene": scene.id,
-            "row": tile.row_px,
-            "col": tile.column_px,
-            "acquired": scene.acquired,
-            "sensor": scene.sensor,
-            "level": scene.level,
-            "crs": (f"EPSG:{epsg}" if epsg else grid.crs.to_wkt()) if placed else None,
-            "transform": [t.a, 0.0, t.c + t.a * tile.column_px, 0.0, t.e, t.f + t.e * tile.row_px],
-            "bounds_lonlat": [float(v) for v in (lon.min(), lat.min(), lon.max(), lat.max())]
-            if placed
-            else None,
-            "valid_share": tile.valid_share,
-            "clear_share": tile.clear_share,
-        }
+        # all corners at once: a call costs more than a thousand corners
+        lon, lat = tiling.corners(tiles, grid.lonlat)
+        bounds = np.stack([lon.min(1), lat.min(1), lon.max(1), lat.max(1)], 1).tolist()
+        return [
+            {
+                "scene": scene.id,
+                "row": tile.row_px,
+                "col": tile.column_px,
+                "acquired": scene.acquired,
+                "sensor": scene.sensor,
+                "level": scene.level,
+                "crs": self._crs,
+                "transform": [t.a, 0.0, t.c + t.a * tile.column_px, 0.0, t.e, t.f + t.e * tile.row_px],
+                "bounds_lonlat": box if grid.is_placed else None,
+                "valid_share": tile.valid_share,
+                "clear_share": tile.clear_share,
+            }
+            for tile, box in zip(tiles, bounds, strict=True)
+        ]
+
+
+def _crs_name(grid: Grid) -> str | None:
+    """Return the code of a CRS, the WKT where it has none, and nothing for no place on Earth."""
+    if not grid.is_placed:
+        return None
+    epsg = grid.crs.to_epsg()
+    return f"EPSG:{epsg}" if epsg else str(grid.crs.to_wkt())

@@ -12,9 +12,9 @@ from pipeline.errors import ConfigError, SceneError
 from preprocessing import conventions, duplicates, grids, labelling, quality, selection, settings, splits
 from preprocessing.duplicates import Place
 from preprocessing.grids import Grid
+from preprocessing.jobs import SceneJob
 from preprocessing.quality import Rejection
 from preprocessing.readers import READERS, Request, discover
-from preprocessing.scene_work import SceneJob
 from preprocessing.scenes import Scene
 from preprocessing.selection import Ring
 from preprocessing.settings import ShardConfig

@@ -10,14 +10,15 @@ from pipeline import manifest as manifests
 from pipeline.errors import CorruptDataError, MissingInputError, OutputError
 from pipeline.lock import locked
 from pipeline.manifest import Manifest
-from preprocessing import archive, planning, quality, scene_work, settings
+from preprocessing import archive, planning, quality, settings
 from preprocessing.finding import Found
+from preprocessing.jobs import WORK_FOLDER
 from preprocessing.settings import ShardConfig
 
 
 def is_fresh(output: Path) -> bool:
     """Say whether nothing was stored in an output yet, so that no number can change its meaning."""
-    work = output / scene_work.WORK_FOLDER
+    work = output / WORK_FOLDER
     return (
         archive.is_empty(output / archive.FOLDER)
         and not any(work.glob("*.json"))
@@ -63,7 +64,7 @@ def clean(request: ShardConfig) -> None:
     if not is_whole(request.output, made):
         raise OutputError(f"shards of {request.output} are missing: make them again before the archive goes.")
     with locked(request.output):
-        folders = [request.output / name for name in (archive.FOLDER, scene_work.WORK_FOLDER)]
+        folders = [request.output / name for name in (archive.FOLDER, WORK_FOLDER)]
         freed = sum(planning.folder_bytes(folder) for folder in folders)
         for folder in folders:
             shutil.rmtree(folder, ignore_errors=True)

@@ -69,6 +69,12 @@ class Grid:
         per_x, per_y = metres_per_degree(self.transform.f + self.transform.e * self.height_px / 2)
         return dx * per_x, dy * per_y
 
+    def rows(self, part: slice) -> Grid:
+        """Return the grid of some of the rows."""
+        t = self.transform
+        moved = Affine(t.a, t.b, t.c, t.d, t.e, t.f + t.e * part.start)
+        return Grid(self.crs, moved, self.width_px, part.stop - part.start)
+
     def box(self, row_px: int, column_px: int, size_px: int) -> Box:
         """Return the square of pixels that begins at a row and a column, in units of the CRS."""
         t = self.transform

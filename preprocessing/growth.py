@@ -20,8 +20,8 @@ from preprocessing import duplicates, profiles, quality, settings
 from preprocessing.duplicates import Place
 from preprocessing.finding import Found
 from preprocessing.grids import Box
+from preprocessing.jobs import SceneJob
 from preprocessing.profiles import Profile
-from preprocessing.scene_work import SceneJob
 from preprocessing.scenes import Scene
 from preprocessing.settings import ShardConfig
 
@@ -133,8 +133,8 @@ def _common(earlier: Earlier, name: str, place: Place) -> list[Box]:
         return []
     samples = {profiles.LETTERS[split] for split in earlier.made.splits if split in profiles.LETTERS}
     return [
-        profile.grid.box(row * profile.step_px, column * profile.step_px, profile.tile_px)
-        for row, letters in enumerate(known["fates"])
-        for column, letter in enumerate(letters)
+        profile.grid.box(top_px, left_px, profile.tile_px)
+        for top_px, letters in zip(profile.tops, known["fates"], strict=True)
+        for left_px, letter in zip(profile.lefts, letters, strict=True)
         if letter in samples
     ]

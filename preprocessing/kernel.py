@@ -9,32 +9,65 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Sequence
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import indices
-from pipeline.indices import FLOOR, Index
+from pipeline import formulas
+from pipeline.formulas import FLOOR
+from pipeline.indices import Index
 from pipeline.sample import SCALE
 
 Stack = NDArray[np.int16]
-Kernel = Callable[[Stack, tuple[int, ...], NDArray[np.bool_], int, NDArray[np.float32]], None]
+Kernel = Callable[[Stack, tuple[int, ...], int, NDArray[np.bool_], int, NDArray[np.float32]], None]
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Some bands and rows of an array that lies in memory as a whole: a part of one would not be vectorised."""
+
+    stack_BYX: Stack
+    """Stored int16 bands."""
+    which: Sequence[int]
+    """Positions in it, in the formula's order."""
+    top_px: int = 0
+    """Row of it to begin with."""
 
 
 def cell_statistics(
-    index: Index, stack_BYX: Stack, which: Sequence[int], counted_YX: NDArray[np.bool_], cell_px: int
+    index: Index, pixels: Pixels, counted_YX: NDArray[np.bool_], cell_px: int
 ) -> NDArray[np.float32]:
     """Return `(n, mean, std)` of an index in each square cell; population deviation, zeros where n = 0.
 
-    stack_BYX: stored int16 bands; which: positions in it, in the formula's order. A rest smaller than a cell is
-    left out. Returns float32 [y / cell_px, x / cell_px, 3], equal to the plain form to 1e-6.
+    A rest smaller than a cell is left out. Returns float32 [y / cell_px, x / cell_px, 3], equal to the plain form
+    to 1e-6.
     """
     height, width = (side // cell_px for side in counted_YX.shape)
     result = np.zeros((height, width, 3), np.float32)
-    _compiled(index.formula, len(which))(stack_BYX, tuple(which), counted_YX, cell_px, result)
+    which = tuple(pixels.which)
+    pass_over = _compiled(index.formula, len(which))
+    pass_over(pixels.stack_BYX, which, pixels.top_px, counted_YX, cell_px, result)
     return result
+
+
+def count(histogram: NDArray[np.int64], pixels: Pixels, times_YX: NDArray[np.int32]) -> None:
+    """Add each pixel as often as `times_YX` says to the histogram [band, value + 32768] of its band, in place."""
+    _counting()(histogram, pixels.stack_BYX, tuple(pixels.which), pixels.top_px, times_YX)
+
+
+@cache
+def _counting() -> Any:
+    def whole(histogram: Any, stack: Any, which: Any, top: int, times: Any) -> None:
+        for place in range(len(which)):
+            band = which[place]
+            for y in range(times.shape[0]):
+                for x in range(times.shape[1]):
+                    histogram[place, np.int64(stack[band, top + y, x]) + 32768] += times[y, x]
+
+    return importlib.import_module("numba").njit(nogil=True)(whole)
 
 
 @cache
@@ -42,18 +75,22 @@ def _compiled(formula: Callable[..., Any], count: int) -> Kernel:
     """Compile the pass for one formula of `count` bands: about a second, once a process."""
     numba: Any = importlib.import_module("numba")
     _teach(numba)
-    value = _value(numba, numba.njit(formula), count)
+    # guarded denominators are never 0, and a test for it in the loop would cost the vector instructions
+    value = _value(numba, numba.njit(formula, error_model="numpy"), count)
     row, squares = numba.njit(_row_of(value)), numba.njit(_squares)
     return numba.njit(_pass_of(row, squares), nogil=True)  # type: ignore[no-any-return]
 
 
 @cache
 def _teach(numba: Any) -> None:
-    """Tell the compiler what `floored` is for one pixel."""
+    """Tell the compiler what the helpers of formulas are for one pixel."""
+    least, one, none = np.float32(FLOOR), np.float32(1), np.float32(0)
+    overload = partial(numba.extending.overload, jit_options={"error_model": "numpy"})
     # numpy's maximum has rules for NaN that keep the loop from being vectorised
-    numba.extending.overload(indices.floored)(
-        lambda denominator: lambda denominator: max(denominator, np.float32(FLOOR))
-    )
+    overload(formulas.floored)(lambda x: lambda x: max(x, least))
+    overload(formulas.positive)(lambda x: lambda x: max(x, none))
+    overload(formulas.apart)(lambda x: lambda x: max(x, least) if x >= none else min(x, -least))
+    overload(formulas.squashed)(lambda x: lambda x: x / (one + abs(x)))
 
 
 def _value(numba: Any, formula: Any, count: int) -> Any:
@@ -66,40 +103,46 @@ def _value(numba: Any, formula: Any, count: int) -> Any:
     at = numba.njit(pixel)
 
     # written out: a tuple of arguments cannot be unpacked in a loop that is to be vectorised
-    def of_two(s: Any, w: Any, y: int, x: int) -> Any:
-        return formula(at(s, w[0], y, x), at(s, w[1], y, x))
-
-    def of_three(s: Any, w: Any, y: int, x: int) -> Any:
-        return formula(at(s, w[0], y, x), at(s, w[1], y, x), at(s, w[2], y, x))
-
-    def of_four(s: Any, w: Any, y: int, x: int) -> Any:
-        return formula(at(s, w[0], y, x), at(s, w[1], y, x), at(s, w[2], y, x), at(s, w[3], y, x))
-
-    inner = numba.njit({2: of_two, 3: of_three, 4: of_four}[count])
+    forms: dict[int, Any] = {
+        1: lambda s, w, y, x: formula(at(s, w[0], y, x)),
+        2: lambda s, w, y, x: formula(at(s, w[0], y, x), at(s, w[1], y, x)),
+        3: lambda s, w, y, x: formula(at(s, w[0], y, x), at(s, w[1], y, x), at(s, w[2], y, x)),
+        4: lambda s, w, y, x: formula(
+            at(s, w[0], y, x), at(s, w[1], y, x), at(s, w[2], y, x), at(s, w[3], y, x)
+        ),
+        5: lambda s, w, y, x: formula(
+            at(s, w[0], y, x), at(s, w[1], y, x), at(s, w[2], y, x), at(s, w[3], y, x), at(s, w[4], y, x)
+        ),
+        6: lambda s, w, y, x: formula(
+            at(s, w[0], y, x), at(s, w[1], y, x), at(s, w[2], y, x),
+            at(s, w[3], y, x), at(s, w[4], y, x), at(s, w[5], y, x),
+        ),
+    }  # fmt: skip
+    inner = numba.njit(forms[count])
     return numba.njit(lambda s, w, y, x: min(max(inner(s, w, y, x), low), high))
 
 
 def _row_of(value: Any) -> Any:
-    def row(image: Any, y: int, counted: Any, values: Any, sums: Any) -> None:
-        (stack, which), n, total = image, sums[0], sums[1]
+    def row(image: Any, counted: Any, values: Any, sums: Any) -> None:
+        (stack, which, y), n, total = image, sums[0], sums[1]
         # one row of pixels: its values are kept, the columns' counts and sums grow
         for x in range(values.shape[0]):
             found = value(stack, which, y, x)
             values[x] = found
-            n[x] += counted[y, x]
-            total[x] += np.float64(found) if counted[y, x] else 0.0
+            n[x] += counted[x]
+            total[x] += np.float64(found) if counted[x] else 0.0
 
     return row
 
 
-def _squares(values: Any, y: int, counted: Any, mean: Any, square: Any) -> None:
+def _squares(values: Any, counted: Any, mean: Any, square: Any) -> None:
     for x in range(values.shape[0]):
         distance = np.float64(values[x]) - mean[x]
-        square[x] += distance * distance if counted[y, x] else 0.0
+        square[x] += distance * distance if counted[x] else 0.0
 
 
 def _pass_of(row: Any, squares: Any) -> Any:
-    def whole(stack: Any, which: Any, counted: Any, cell: int, out: Any) -> None:
+    def whole(stack: Any, which: Any, top: int, counted: Any, cell: int, out: Any) -> None:
         width = out.shape[1] * cell
         values = np.empty((cell, width), np.float32)
         sums, mean, square = np.empty((2, width)), np.empty(width), np.empty(width)
@@ -107,7 +150,8 @@ def _pass_of(row: Any, squares: Any) -> Any:
         for cy in range(out.shape[0]):
             sums[:], square[:] = 0, 0
             for y in range(cell):
-                row((stack, which), cy * cell + y, counted, values[y], sums)
+                place = cy * cell + y
+                row((stack, which, top + place), counted[place], values[y], sums)
             for cx in range(out.shape[1]):
                 part = slice(cx * cell, (cx + 1) * cell)
                 out[cy, cx, 0] = n[part].sum()
@@ -115,7 +159,7 @@ def _pass_of(row: Any, squares: Any) -> Any:
                 out[cy, cx, 1] = mean[cx * cell]
             # a second pass: a sum of squares less a square would lose the deviation of flat cells
             for y in range(cell):
-                squares(values[y], cy * cell + y, counted, mean, square)
+                squares(values[y], counted[cy * cell + y], mean, square)
             for cx in range(out.shape[1]):
                 part = slice(cx * cell, (cx + 1) * cell)
                 out[cy, cx, 2] = np.sqrt(square[part].sum() / max(n[part].sum(), 1.0))

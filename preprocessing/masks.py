@@ -7,29 +7,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from rasterio.crs import CRS
-from rasterio.enums import Resampling
 from rasterio.features import rasterize
 
 from pipeline.errors import SceneError
 from pipeline.sample import Flag
-from preprocessing import checksums, locations, markup, radiometry, resampling
+from preprocessing import checksums, locations, markup, resampling, rows
 from preprocessing.grids import Grid
 from preprocessing.scenes import MaskSource
 
 Flags = NDArray[np.uint8]
 
 
-def mask_flags(mask: MaskSource, grid: Grid, target: Grid) -> Flags:
+def mask_flags(mask: MaskSource, grid: Grid, target: Grid, how: str = "bilinear") -> Flags:
     """Read a quality layer onto the target grid as mask flags, uint8 [y, x].
 
-    Nearest, but for saturation, which marks every pixel that bilinear resampling would carry it to.
+    Nearest, but for saturation, which marks every pixel that resampling by `how` carries it to.
     Raises `SceneError` where the layer cannot be read, or does not hold what `mask` says.
     """
     source = _own_flags(mask, grid)
     flags = resampling.nearest(source, grid, target)
     # the bands it speaks of are resampled with their neighbours
     saturated = (source & np.uint8(Flag.SATURATED)) != 0
-    flags[resampling.touched(saturated, grid, target, Resampling.bilinear)] |= np.uint8(Flag.SATURATED)
+    flags[resampling.touched(saturated, grid, target, how)] |= np.uint8(Flag.SATURATED)
     return flags
 
 
@@ -48,7 +47,7 @@ def _own_flags(mask: MaskSource, grid: Grid) -> Flags:
 
 
 def _decoded(mask: MaskSource) -> Flags:
-    codes = radiometry.read_numbers(mask.path, 0)
+    codes = rows.read_numbers(mask.path, 0)
     if not np.issubdtype(codes.dtype, np.integer):
         raise SceneError(f"{mask.path} holds {codes.dtype}, not class codes or bit fields.")
     # all codes through a table: one pass, whatever the number of classes
@@ -72,7 +71,7 @@ def flag_table(mask: MaskSource, size: int) -> Flags:
 
 def _layered(mask: MaskSource) -> Flags:
     # all in one read: a JPEG 2000 block holds all layers
-    layers = radiometry.read_numbers(mask.path, 0, tuple(range(1, len(mask.layers) + 1)))
+    layers = rows.read_numbers(mask.path, 0, tuple(range(1, len(mask.layers) + 1)))
     flags = np.zeros(layers.shape[1:], np.uint8)
     for layer, flag in zip(layers, mask.layers, strict=True):
         flags[layer != 0] |= np.uint8(flag)

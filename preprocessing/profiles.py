@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -14,11 +12,13 @@ from affine import Affine
 from numpy.typing import NDArray
 from rasterio.crs import CRS
 
+from pipeline import histogram as histograms
 from pipeline.sample import NODATA, Flag
-from preprocessing.archive import CHUNK_PX
+from preprocessing import kernel, resampling
 from preprocessing.grids import Grid
-from preprocessing.memory import SceneData
-from preprocessing.tiling import Choice
+from preprocessing.kernel import Pixels
+from preprocessing.strips import Window
+from preprocessing.tiling import Choice, TileRule
 
 BIN = 50
 """Stored units in a bin of a scene's band histogram: half a percent of reflectance."""
@@ -26,8 +26,8 @@ LOWEST, HIGHEST = -1_000, 12_000
 """Stored values at the ends of a band histogram; others count in the outer bins."""
 INDEX_BINS = 80
 """Bins of an index histogram over [-1, 1]."""
-WINDOWS = 8
-"""A scene's histogram is made of this many windows along each side, of a chunk each."""
+ROWS = 512
+"""A scene's histogram is made of about this many of its rows, evenly spread."""
 LETTERS = {"train": "t", "val": "v", "test": "e", "buffer": "b", "duplicate": "d", "nodata": "n", "saturated": "x",
            "cloud": "c", "shadow": "s", "cirrus": "i", "snow": "w", "unlisted": "u"}  # fmt: skip
 """What became of a tile, as one letter."""
@@ -45,13 +45,16 @@ class Profile:
     shape_px: tuple[int, int] = (0, 0)
     """(height, width)."""
     tile_px: int = 0
-    step_px: int = 0
+    tops: tuple[int, ...] = ()
+    """First row of every row of tiles."""
+    lefts: tuple[int, ...] = ()
+    """First column of every column of tiles."""
     fates: tuple[str, ...] = ()
     """One text a row of tiles, one letter a tile (`LETTERS`)."""
     flags: dict[str, int] = field(default_factory=dict)
     """Mask value -> pixels."""
     bands: Counts = ()
-    """[band, bin]: all measured pixels of windows spread over the scene, clouds and all."""
+    """[band, bin]: all measured pixels of rows spread over the scene, clouds and all."""
     indices: Counts = ()
     """[index, bin]: means of the cells of the samples."""
 
@@ -59,7 +62,7 @@ class Profile:
     def from_tree(cls, tree: dict[str, Any]) -> Profile:
         """Read back what `dataclasses.asdict` gave to JSON."""
         counts = {name: tuple(map(tuple, tree[name])) for name in ("bands", "indices")}
-        plain = {name: tuple(tree[name]) for name in ("transform", "shape_px", "fates")}
+        plain = {name: tuple(tree[name]) for name in ("transform", "shape_px", "tops", "lefts", "fates")}
         return cls(**tree | counts | plain)
 
     @cached_property
@@ -74,44 +77,57 @@ class Profile:
         return sum(n for value, n in self.flags.items() if int(value) & bits) / total if total else 0.0
 
 
-def profile(
-    stored: SceneData, mask: NDArray[np.uint8], chosen: Choice, step_px: tuple[int, int], indices: Counts
-) -> Profile:
-    """Describe a stored scene; step_px: side of a tile and distance between tiles."""
-    grid = stored.header.grid
+def profile(grid: Grid, rule: TileRule, chosen: Choice, seen: PixelCounts, indices: Counts) -> Profile:
+    """Describe a scene of which all pixels were seen."""
     # a number where there is one: it is what people recognise
     epsg = grid.crs.to_epsg()
-    values, counts = np.unique(mask, return_counts=True)
+    tops, lefts = (tuple(rule.starts(side).tolist()) for side in grid.shape_px)
     return Profile(
         crs=f"EPSG:{epsg}" if epsg else grid.crs.to_wkt(),
         transform=tuple(list(grid.transform)[:6]),
         shape_px=grid.shape_px,
-        tile_px=step_px[0],
-        step_px=step_px[1],
+        tile_px=rule.tile_px,
+        tops=tops,
+        lefts=lefts,
         fates=tuple("".join(LETTERS.get(fate, OTHER) for fate in row) for row in chosen.fates.tolist()),
-        flags={str(v): int(n) for v, n in zip(values, counts, strict=True)},
-        bands=tuple(tuple(band_counts(stored, b).tolist()) for b in range(len(stored.header.bands))),
+        flags={str(v): int(n) for v, n in enumerate(seen.flags.tolist()) if n},
+        bands=seen.bands,
         indices=indices,
     )
 
 
-def band_counts(stored: SceneData, band: int) -> NDArray[np.int64]:
-    """Return the histogram of a band's measured pixels in windows spread over the scene."""
-    counts = np.zeros((HIGHEST - LOWEST) // BIN, np.int64)
-    for rows, columns in windows(stored.header.grid.shape_px):
-        pixels = stored.read("reflectance", band, rows, columns)
-        bins = (np.clip(pixels[pixels != NODATA], LOWEST, HIGHEST - 1).astype(np.int64) - LOWEST) // BIN
-        counts += np.bincount(bins, minlength=len(counts))
-    return counts
+class PixelCounts:
+    """Counts over the pixels of a scene, as its rows come into memory."""
+
+    def __init__(self, bands: int, height_px: int) -> None:
+        self.flags: NDArray[np.int64] = np.zeros(256, np.int64)
+        """[mask value]"""
+        self._histogram = histograms.empty(bands)
+        self._step = max(height_px // ROWS, 1)
+
+    def add(self, window: Window, rows: slice) -> None:
+        """Count the newest rows of the scene, which the window holds."""
+        inside = slice(rows.start - window.top_px, rows.stop - window.top_px)
+        width = window.width_px
+        # a few rows at a time: counting widens the numbers eight times
+        for part in resampling.strips(inside.stop, first_px=inside.start):
+            self.flags += np.bincount(window.mask[part, :width].ravel(), minlength=256)
+        times = np.zeros((inside.stop - inside.start, width), np.int32)
+        times[-rows.start % self._step :: self._step] = 1
+        kernel.count(self._histogram, Pixels(window.pixels, range(len(window.pixels)), inside.start), times)
+
+    @property
+    def bands(self) -> Counts:
+        """[band, bin]: measured pixels of rows spread over the scene."""
+        return tuple(tuple(_coarse(row).tolist()) for row in self._histogram)
 
 
-def windows(shape_px: tuple[int, int]) -> Iterator[tuple[slice, slice]]:
-    """Yield windows of one chunk each, evenly spread: all of a small scene, 64 of a large one."""
-    # whole chunks: a part of one costs as much to decode
-    sides = [-(-side // CHUNK_PX) for side in shape_px]
-    places = [sorted({i * n // WINDOWS for i in range(WINDOWS)}) for n in sides]
-    for row, column in product(*places):
-        yield (slice(row * CHUNK_PX, (row + 1) * CHUNK_PX), slice(column * CHUNK_PX, (column + 1) * CHUNK_PX))
+def _coarse(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return counts [value] in bins, what lies outside in the outer ones; nodata is left out."""
+    values = np.flatnonzero(counts[1:]) + 1
+    bins = (np.clip(values + NODATA, LOWEST, HIGHEST - 1) - LOWEST) // BIN
+    # whole numbers below 2^53 stay whole as weights
+    return np.bincount(bins, counts[values], minlength=(HIGHEST - LOWEST) // BIN).astype(np.int64)
 
 
 class IndexCounts:

@@ -1,42 +1,29 @@
 """Digital numbers to reflectance x 10 000 (int16) on one grid, and the mask of flags.
 
 `DN * scale + offset` with the numbers the reader found in the product. Nodata is tested on the DN, before the
-offset; the arithmetic never happens in the unsigned type. Every file is read whole and once: JP2 blocks are
-costly to decode.
+offset; the arithmetic never happens in the unsigned type. Every file is read once, from the top down.
 """
 
 from __future__ import annotations
 
-import math
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import rasterio
 from numpy.typing import NDArray
-from rasterio.enums import Resampling
-from rasterio.errors import RasterioError
 
-from pipeline.errors import SceneError
 from pipeline.sample import NODATA, SCALE, Flag
-from preprocessing import checksums, grids, resampling
+from preprocessing import grids, resampling
 from preprocessing.grids import Grid
+from preprocessing.resampling import Resampler
+from preprocessing.rows import RowReader
 from preprocessing.scenes import BandSource, Scene
 
 LOW, HIGH = -32767, 32767
 """Stored range; beyond it a value is clipped, above it also flagged as saturated."""
-UNREAD = 0xDEAD
-"""What the buffer holds before decoding: a decoder that stops early leaves it there."""
-UNREAD_PX = 1024
-"""This many pixels left as they were cannot be a coincidence."""
 TABLE_PX = 1 << 16
 """Below this a table over all numbers is larger than the band itself."""
-TOGETHER_PX = 1 << 26
-"""Pixels of several layers of a file that are read at once."""
-GDAL_SETTINGS = {"GDAL_NUM_THREADS": "1", "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"}
-"""With more threads GDAL reads a truncated JP2 without any error."""
 
 
 @dataclass(frozen=True)
@@ -58,13 +45,13 @@ class Layout:
 
 @dataclass(frozen=True)
 class BandImage:
-    """One band on the scene's grid."""
+    """Rows of one band on the scene's grid."""
 
     name: str
     pixels: NDArray[np.int16]
     """[y, x], reflectance x 10 000, nodata -32768."""
-    saturated: NDArray[np.bool_]
-    """[y, x]"""
+    saturated: NDArray[np.bool_] | None
+    """[y, x]; None where no pixel is."""
 
 
 def lay_out(scene: Scene, gsd_m: float | None, crs: str | None) -> Layout:
@@ -96,33 +83,6 @@ def _grids_wanted(scene: Scene) -> dict[str, float | None]:
     return masks | {b.path: b.gsd_m for b in (*scene.bands, *scene.after)}
 
 
-def read_numbers(path: str, empty: float, layer: int | tuple[int, ...] = 1) -> NDArray[Any]:
-    """Read a layer of a raster whole, [y, x] in its own type; several layers of one type as [layer, y, x].
-
-    Raises `SceneError` naming a file that cannot be decoded to its end.
-    """
-    try:
-        with rasterio.Env(**GDAL_SETTINGS), grids.opened(path) as source:
-            # codes of 8 bits use every value, so only 16 bits have room for a sentinel
-            several = layer if isinstance(layer, tuple) else (layer,)
-            kind = source.dtypes[max(several) - 1]
-            wide = kind == "uint16"
-            buffer = np.full((len(several), *source.shape), UNREAD if wide else empty, kind)
-            source.read(several, out=buffer)
-    except IndexError as error:
-        raise SceneError(f"{path} has no layer {layer}; compare the settings with the file.") from error
-    except (RasterioError, MemoryError) as error:
-        raise SceneError(
-            f"{path} cannot be decoded ({error}); the file is damaged: fetch the product again."
-        ) from error
-    unread = int(np.count_nonzero(buffer == UNREAD)) if wide else 0
-    if unread >= UNREAD_PX:
-        raise SceneError(
-            f"{path}: {unread} pixels were never decoded; the file is damaged: fetch the product again."
-        )
-    return buffer if isinstance(layer, tuple) else buffer[0]
-
-
 def to_units(band: BandSource, numbers: NDArray[Any]) -> NDArray[np.float64]:
     """Return reflectance x 10 000, not rounded, of DN of any shape; nodata is not looked at."""
     return numbers.astype(np.float64) * (band.scale / SCALE) + band.offset / SCALE
@@ -141,70 +101,81 @@ def round_units(units: NDArray[np.floating]) -> tuple[NDArray[np.int16], NDArray
     return pixels, valid & (whole > HIGH)
 
 
+class DateReader:
+    """The bands of one date on the scene's grid, some rows at a time; a context manager that closes the files."""
+
+    def __init__(self, layout: Layout, how: str) -> None:
+        """how: `bilinear`, `cubic` or `nearest`; no file is opened yet."""
+        self._target, self._how = layout.target, how
+        self._bands = list(zip(layout.scene.bands, layout.bands, strict=True))
+        of_file: dict[str, list[BandSource]] = {}
+        for band in layout.scene.bands:
+            of_file.setdefault(band.path, []).append(band)
+        # an 8-bit buffer starts as nodata, so what is not decoded stays unmeasured
+        self._files = {
+            path: RowReader(path, tuple(b.layer for b in bands), bands[0].nodata_dn or 0, bands[0].checksum)
+            for path, bands in of_file.items()
+        }
+        self._layers = {path: [b.layer for b in bands] for path, bands in of_file.items()}
+        self._ways = {
+            grid: resampling.between(grid, layout.target, "bilinear" if how == resampling.NEAREST else how)
+            for _, grid in self._bands
+            # equality of transforms, not closeness: a copy is exact only on the same grid
+            if grid != layout.target
+        }
+
+    def __enter__(self) -> DateReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for reader in self._files.values():
+            reader.close()
+
+    def images(self, rows: slice) -> Iterator[BandImage]:
+        """Yield rows of the bands on the scene's grid [y, x], in order; they must never go back.
+
+        Raises `SceneError` naming a file that is altered or cannot be decoded to its end.
+        """
+        for band, grid in self._bands:
+            way = self._ways.get(grid)
+            low, high = way.span(rows) if way else (rows.start, rows.stop)
+            # all layers of a file at once: where they are interleaved one cannot be decoded alone
+            numbers = self._files[band.path].take(low, high)[self._layers[band.path].index(band.layer)]
+            if way and self._how != resampling.NEAREST:
+                yield _resampled(band, numbers, way, low, rows)
+            else:
+                yield _exact(band, way.nearest(numbers, low, rows) if way else numbers)
+
+
 def band_images(layout: Layout, how: str) -> Iterator[BandImage]:
-    """Yield the scene's bands on its grid [y, x], one at a time; `how` is `bilinear` or `nearest`.
-
-    Raises `SceneError` naming a file that cannot be decoded to its end.
-    """
-    held = _read_together(layout)
-    for band, grid in zip(layout.scene.bands, layout.bands, strict=True):
-        numbers = held.pop((band.path, band.layer), None)
-        if numbers is None:
-            yield band_image(band, grid, layout.target, how)
-        else:
-            yield _on_target(band, numbers, (grid, layout.target), how)
-
-
-def _read_together(layout: Layout) -> dict[tuple[str, int], NDArray[Any]]:
-    """Read files that hold several of the bands at once, where they are small: (path, layer) -> numbers [y, x]."""
-    # opening a file takes longer than a small layer, and interleaved layers are decoded together anyway
-    found: dict[tuple[str, int], NDArray[Any]] = {}
-    for path, count in Counter(band.path for band in layout.scene.bands).items():
-        bands = [pair for pair in zip(layout.scene.bands, layout.bands, strict=True) if pair[0].path == path]
-        if count == 1 or count * math.prod(bands[0][1].shape_px) > TOGETHER_PX:
-            continue
-        checksums.verify(path, bands[0][0].checksum)
-        layers = tuple(band.layer for band, _ in bands)
-        numbers = read_numbers(path, bands[0][0].nodata_dn or 0, layers)
-        found |= {(path, layer): part for layer, part in zip(layers, numbers, strict=True)}
-    return found
-
-
-def band_image(band: BandSource, grid: Grid, target: Grid, how: str) -> BandImage:
-    """Read one band and bring it onto the target grid [y, x]; `how` is `bilinear` or `nearest`.
-
-    Raises `SceneError` naming a file that is altered or cannot be decoded to its end.
-    """
-    checksums.verify(band.path, band.checksum)
-    # an 8-bit buffer starts as nodata, so what is not decoded stays unmeasured
-    return _on_target(band, read_numbers(band.path, band.nodata_dn or 0, band.layer), (grid, target), how)
-
-
-def _on_target(band: BandSource, numbers: NDArray[Any], between: tuple[Grid, Grid], how: str) -> BandImage:
-    """Bring the numbers [y, x] of a band from its own grid onto the target: `between` are both."""
-    grid, target = between
-    # on numbers, before conversion: nothing is mixed, so the exact path applies
-    if how == "nearest" and grid.crs == target.crs:
-        numbers, grid = resampling.nearest(numbers, grid, target), target
-    # equality of transforms, not closeness: a copy is exact only on the same grid
-    if grid == target:
-        return _exact(band, numbers)
-    return _resampled(band, numbers, grid, target, how)
+    """Yield the scene's bands whole on its grid [y, x]; `how` is `bilinear`, `cubic` or `nearest`."""
+    with DateReader(layout, how) as reader:
+        yield from reader.images(slice(0, layout.target.height_px))
 
 
 def _exact(band: BandSource, numbers: NDArray[Any]) -> BandImage:
-    """Convert without resampling: a table over all DN for 8 and 16 bit, arithmetic in strips for the rest."""
+    """Convert without resampling: a table over all DN for 8 and 16 bit, arithmetic for the rest."""
     pixels = np.empty(numbers.shape, np.int16)
-    saturated = np.empty(numbers.shape, np.bool_)
     # one look-up a pixel instead of float arithmetic
     table = _table(band, numbers.dtype) if numbers.size > TABLE_PX else None
+    # by the table's own index of what is flagged, most bands are seen to hold none
+    flagged = table is None or _any_of(table[1], numbers)
+    saturated = np.empty(numbers.shape, np.bool_) if flagged else None
     for rows in resampling.strips(numbers.shape[0]):
-        part = numbers[rows]
-        if table is None:
-            pixels[rows], saturated[rows] = _convert(band, part)
-        else:
-            pixels[rows], saturated[rows] = table[0][part], table[1][part]
+        if table is None and saturated is not None:
+            pixels[rows], saturated[rows] = _convert(band, numbers[rows])
+        elif table is not None:
+            # `clip` never clips here; it saves numpy a look at every index, and a copy
+            np.take(table[0], numbers[rows], mode="clip", out=pixels[rows])
+            if saturated is not None:
+                np.take(table[1], numbers[rows], mode="clip", out=saturated[rows])
     return BandImage(band.name, pixels, saturated)
+
+
+def _any_of(flags: NDArray[np.bool_], numbers: NDArray[Any]) -> bool:
+    """Say whether a number may be flagged: those are the largest, if any."""
+    found = np.flatnonzero(flags)
+    return bool(found.size) and bool(numbers.max(initial=0) >= found[0])
 
 
 def _table(band: BandSource, kind: np.dtype[Any]) -> tuple[NDArray[np.int16], NDArray[np.bool_]] | None:
@@ -235,26 +206,19 @@ def _is_saturated(band: BandSource, numbers: NDArray[Any]) -> NDArray[np.bool_]:
     return result
 
 
-def _resampled(band: BandSource, numbers: NDArray[Any], grid: Grid, target: Grid, how: str) -> BandImage:
+def _resampled(band: BandSource, numbers: NDArray[Any], way: Resampler, low: int, rows: slice) -> BandImage:
     # float32 holds 16-bit numbers exactly; the weights cost far less than one unit
     units = to_units(band, numbers).astype(np.float32)
     valid = ~_is_nodata(band, numbers) & np.isfinite(units)
+    pixels, too_large = round_units(way.mix(units, valid, low, rows))
     # not nearest: what a saturated number has a part in is as invented as the number itself
-    saturated = resampling.touched(_is_saturated(band, numbers), grid, target, Resampling[how])
-    pixels = np.empty(target.shape_px, np.int16)
-    if grid.crs == target.crs:
-        parts = resampling.bilinear(units, valid, grid, target)
-    else:
-        units[~valid] = np.nan
-        warped = resampling.warp(units, grid, target, Resampling[how], np.nan)
-        parts = iter([(slice(None), warped)])
-    for rows, part in parts:
-        pixels[rows], too_large = round_units(part)
-        saturated[rows] |= too_large
-    return BandImage(band.name, pixels, saturated)
+    saturated = too_large | way.touched(_is_saturated(band, numbers), low, rows)
+    return BandImage(band.name, pixels, saturated if saturated.any() else None)
 
 
 def add_band_flags(mask: NDArray[np.uint8], image: BandImage) -> None:
     """Mark in `mask` (uint8 [y, x]), in place, where a band holds no measurement or a saturated one."""
-    mask[image.pixels == NODATA] |= np.uint8(Flag.NODATA)
-    mask[image.saturated] |= np.uint8(Flag.SATURATED)
+    # as bytes of 0 and 1: picking pixels by truth takes ten times longer
+    mask |= (image.pixels == NODATA).view(np.uint8) * np.uint8(Flag.NODATA)
+    if image.saturated is not None:
+        mask |= image.saturated.view(np.uint8) * np.uint8(Flag.SATURATED)

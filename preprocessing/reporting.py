@@ -81,7 +81,8 @@ def scene(inputs: Inputs, made: Spool) -> dict[str, Any]:
             "transform": profile.transform,
             "shape_px": profile.shape_px,
             "tile_px": profile.tile_px,
-            "step_px": profile.step_px,
+            "tops": profile.tops,
+            "lefts": profile.lefts,
         },
         # what it contributed to the statistics of the set
         "bands": {

@@ -12,8 +12,8 @@ from preprocessing import duplicates, offset_check, scene_work
 from preprocessing.cluster import Pool
 from preprocessing.duplicates import Decision
 from preprocessing.finding import Found
+from preprocessing.jobs import SceneJob
 from preprocessing.quality import Rejection
-from preprocessing.scene_work import SceneJob
 from preprocessing.spool import Spool
 
 

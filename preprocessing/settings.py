@@ -18,9 +18,10 @@ from rasterio.errors import CRSError
 from pipeline import manifest, sample
 from pipeline.config import Config, UserPath, differences
 from pipeline.errors import CorruptDataError, OutputError, did_you_mean
-from pipeline.indices import index
+from pipeline.indices import Index
 from pipeline.sample import Codec, Flag
 from pipeline.sensors import Sensor, sensor
+from preprocessing import standard_indices
 from preprocessing.files import NO_BAND, FilesConfig
 from preprocessing.labelling import LabelConfig
 from preprocessing.selection import SelectConfig
@@ -39,6 +40,7 @@ FREE_KEYS = ("name", "scenes", "output", "workers", "max_rejected", "keep_zarr")
 """Say where and how to work, not what to make: never compared."""
 ARRANGING_KEYS = (
     "indices",
+    "edge",
     "clear_excludes",
     "min_valid",
     "min_clear",
@@ -77,7 +79,7 @@ class ShardConfig(Config):
     offset: Literal["auto", "applied", "not_applied"] = "auto"
     """`auto` adds the radiometric offset that the product states; `applied`: the archive has added it already;
     `not_applied`: it must be added although the metadata has lost it (-1000 for Sentinel-2)."""
-    resampling: Literal["bilinear", "nearest"] = "bilinear"
+    resampling: Literal["bilinear", "cubic", "nearest"] = "bilinear"
     """How bands of another pixel size come onto the grid; masks are always nearest, but for saturation."""
     cell_px: int = Field(default=8, gt=0)
     """Side of a statistics cell in pixels; the model's patch size or a divisor of it."""
@@ -85,8 +87,12 @@ class ShardConfig(Config):
     """Side of a tile in pixels, a multiple of `cell_px`."""
     stride_px: int | None = Field(default=None, gt=0)
     """Distance between tiles, a multiple of `cell_px`; none is `tile_px` (tiles touch, none overlap)."""
+    edge: Literal["drop", "shift", "pad"] = "drop"
+    """Ground at the right and lower edges that is less than a tile: `drop` it, `shift` a tile back over it (it overlaps
+    the one before), or `pad` it with nodata (`min_valid` then decides; images smaller than a tile need it)."""
     indices: tuple[str, ...] = Field(default=("NDVI", "NDWI", "NDBI"), min_length=1, validate_default=True)
-    """Spectral indices whose cell statistics are stored."""
+    """Spectral indices whose cell statistics are stored: of `pipeline.indices.INDICES`, or any other name of spyndex
+    (its package is the extra `spyndex`)."""
     clear_excludes: tuple[str, ...] = ("saturated", "cloud", "shadow", "cirrus")
     """Mask flags that make a pixel unclear: left out of all statistics."""
     min_valid: float = Field(default=0.9, ge=0, le=1)
@@ -98,7 +104,7 @@ class ShardConfig(Config):
     labels: LabelConfig | None = None
     """Labels by the set or by class rasters; none makes an unlabelled set."""
     codec: Codec = "lz4"
-    """Compression of samples: `lz4` reads faster, `zstd` is a tenth smaller."""
+    """Compression of samples, and of scenes stored anew: `lz4` is faster, `zstd` a tenth smaller."""
     shard_mb: float = Field(default=256, gt=0)
     """Target size of a shard in megabytes of uncompressed samples."""
     seed: int = 0
@@ -194,10 +200,12 @@ class ShardConfig(Config):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"{', '.join(twice)} listed twice; list each once")
-        roles = [role for name in names for role in index(name).roles]
         if {"sensor", "bands"} <= earlier.data.keys():
-            for role in roles:
-                sensor(earlier.data["sensor"]).resolve(role, earlier.data["bands"])
+            instrument = sensor(earlier.data["sensor"])
+            for name in names:
+                found = standard_indices.index(name, instrument.name, earlier.data["bands"])
+                for role in found.roles:
+                    instrument.resolve(role, earlier.data["bands"])
         return names
 
     @property
@@ -218,13 +226,17 @@ class ShardConfig(Config):
             bits |= Flag[name.upper()]
         return bits
 
+    def index(self, name: str) -> Index:
+        """Return one of `indices`."""
+        return standard_indices.index(name, self.sensor, self.bands)
+
     def index_bands(self, name: str) -> tuple[str, ...]:
         """Return the stored bands an index is computed from, in its formula's order."""
-        return tuple(self.instrument.resolve(role, self.bands).name for role in index(name).roles)
+        return tuple(self.instrument.resolve(role, self.bands).name for role in self.index(name).roles)
 
     def fallbacks(self) -> tuple[str, ...]:
         """Say for which role a stand-in band is used."""
-        roles = dict.fromkeys(role for name in self.indices for role in index(name).roles)
+        roles = dict.fromkeys(role for name in self.indices for role in self.index(name).roles)
         used = [(role, self.instrument.resolve(role, self.bands)) for role in roles]
         return tuple(
             f"{role} is {band.name} ({band.role}): no {role} band was asked for"

@@ -37,17 +37,16 @@ from preprocessing import (
     quality,
     reporting,
     rounds,
-    scene_work,
     settings,
     spool,
 )
 from preprocessing.cluster import Pool, interruptible
 from preprocessing.finding import Found, find_scenes
 from preprocessing.growth import Earlier
+from preprocessing.jobs import WORK_FOLDER, SceneJob
 from preprocessing.readers import READERS
 from preprocessing.readers.product import raster_beside
 from preprocessing.rounds import Outcome
-from preprocessing.scene_work import SceneJob
 from preprocessing.settings import ShardConfig
 from preprocessing.spool import Spool
 
@@ -161,7 +160,7 @@ def shard(
     begin = time.monotonic()
     if finished.is_finished(request, found):
         # a run that was killed at its very end left it
-        shutil.rmtree(request.output / scene_work.WORK_FOLDER, ignore_errors=True)
+        shutil.rmtree(request.output / WORK_FOLDER, ignore_errors=True)
         console.say(finished.already(request))
         return
     moved = settings.source_changes(settings.read_sources(request.output) or found.sources, found.sources)
@@ -219,7 +218,7 @@ def pack(request: ShardConfig, spools: Sequence[Spool], pool: Pool) -> dict[str,
         )
     check_labelled(request, spools)
     jobs = [
-        packing.PackJob(job, request.output, request.output / scene_work.WORK_FOLDER)
+        packing.PackJob(job, request.output, request.output / WORK_FOLDER)
         for part in plan.values()
         for job in part
     ]
@@ -250,7 +249,7 @@ def finish(
     packed: tuple[dict[str, tuple[Shard, ...]], tuple[Earlier, ...]],
 ) -> Manifest:
     """Write the quality report and, last, the manifest; then remove the work folder."""
-    work_folder, (splits, earlier) = request.output / scene_work.WORK_FOLDER, packed
+    work_folder, (splits, earlier) = request.output / WORK_FOLDER, packed
     spools = [outcome.spools[name] for name in sorted(outcome.spools)]
     by_scene = spool.Histograms(work_folder, [made.scene for made in spools])
     total = histograms.empty(len(request.bands))

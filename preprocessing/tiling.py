@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,8 @@ from pipeline.keys import hash_text
 from pipeline.sample import Flag
 
 Floats = NDArray[np.float64]
+Ints = NDArray[np.intp]
+Edge = Literal["drop", "shift", "pad"]
 _A_M, _E2 = 6378137.0, 0.00669437999014
 """WGS 84."""
 _E = math.sqrt(_E2)
@@ -54,6 +57,29 @@ class TileRule:
     min_valid: float
     min_clear: float
     unclear_bits: Flag
+    edge: Edge = "drop"
+    """What becomes of ground at the far edges that is less than a tile."""
+
+    def starts(self, side_px: int) -> Ints:
+        """Return the first pixel of every tile along a side of a scene."""
+        # a rest smaller than a cell has no statistics, so that only padding reaches it
+        usable = side_px if self.edge == "pad" else side_px // self.cell_px * self.cell_px
+        last = usable - self.tile_px
+        inside = np.arange(0, last + 1, self.step_px) if last >= 0 else np.arange(0)
+        covered, following = (inside[-1] + self.tile_px, inside[-1] + self.step_px) if inside.size else (0, 0)
+        if covered >= usable or (self.edge != "pad" and (self.edge == "drop" or last < 0)):
+            return inside
+        # a stride beyond the tile may leave nothing to pad
+        more = last if self.edge == "shift" else following
+        return np.append(inside, more) if more < usable else inside
+
+
+@dataclass(frozen=True)
+class Lattice:
+    """Where tiles may lie: the first row and the first column of each, in the scene."""
+
+    tops: Ints
+    lefts: Ints
 
 
 @dataclass(frozen=True)
@@ -75,6 +101,16 @@ Footprints = Callable[[Floats, Floats], tuple[Floats, Floats]]
 
 
 @dataclass(frozen=True)
+class Ground:
+    """What decides by place."""
+
+    split: SplitRule
+    footprint: Footprints
+    taken: NDArray[np.bool_] | None = None
+    """[y / cell, x / cell] of the scene: ground that another scene of the same acquisition has given already."""
+
+
+@dataclass(frozen=True)
 class Choice:
     """The tiles of a scene, and what became of every place one could lie."""
 
@@ -90,58 +126,65 @@ class Choice:
         counts = Counter(str(fate) for fate in self.fates.ravel())
         return {reason: n for reason, n in sorted(counts.items()) if reason not in splits}
 
+    @classmethod
+    def together(cls, parts: Sequence[Choice]) -> Choice:
+        """Return the choice of a scene from those of its parts, from the top down."""
+        fates = [part.fates for part in parts] or [np.zeros((0, 0), "<U16")]
+        return cls([tile for part in parts for tile in part.tiles], np.vstack(fates))
+
 
 def choose(
-    mask: NDArray[np.uint8],
-    rule: TileRule,
-    split_rule: SplitRule,
-    footprint: Footprints,
-    taken: NDArray[np.bool_] | None = None,
+    mask: NDArray[np.uint8], lattice: Lattice, rule: TileRule, ground: Ground, top_px: int = 0
 ) -> Choice:
     """Choose among the tiles of a mask [y, x] of flags, and divide them between training and validation.
 
-    taken: [y / cell, x / cell], ground that another scene of the same acquisition has given already.
+    top_px: row of the scene that the mask begins with, a whole number of cells.
     """
-    good, fates = tiles(mask, rule)
-    left = good if taken is None else _not_taken(good, taken, rule)
-    kept, between = split(left, split_rule, footprint)
+    good, fates = tiles(mask, lattice, rule, top_px)
+    left = good if ground.taken is None else _not_taken(good, ground.taken, rule)
+    kept, between = split(left, ground.split, ground.footprint)
     named = [(t, t.split) for t in kept] + [(t, "buffer") for t in between]
     places = {(t.row_px, t.column_px) for t in left}
     named += [(t, "duplicate") for t in good if (t.row_px, t.column_px) not in places]
+    rows, columns = ({int(start): k for k, start in enumerate(s)} for s in (lattice.tops, lattice.lefts))
     for tile, fate in named:
-        fates[tile.row_px // rule.step_px, tile.column_px // rule.step_px] = fate
+        fates[rows[tile.row_px], columns[tile.column_px]] = fate
     return Choice(kept, fates)
 
 
 def _not_taken(good: list[Tile], taken: NDArray[np.bool_], rule: TileRule) -> list[Tile]:
     """Return the tiles of which less than half is taken."""
-    # whole cells as pixels of one: the same sums serve
-    cells = replace(
-        rule, tile_px=rule.tile_px // rule.cell_px, step_px=rule.step_px // rule.cell_px, cell_px=1
-    )
-    shares = _window_shares(taken, cells)
-    return [t for t in good if shares[t.row_px // rule.step_px, t.column_px // rule.step_px] < MOSTLY]
+    side, cell = rule.tile_px // rule.cell_px, rule.cell_px
+
+    def share(tile: Tile) -> float:
+        top, left = tile.row_px // cell, tile.column_px // cell
+        # over the edge there is no ground to take
+        return float(taken[top : top + side, left : left + side].sum()) / side**2
+
+    return [tile for tile in good if share(tile) < MOSTLY]
 
 
-def tiles(mask: NDArray[np.uint8], rule: TileRule) -> tuple[list[Tile], NDArray[np.str_]]:
+def tiles(
+    mask: NDArray[np.uint8], lattice: Lattice, rule: TileRule, top_px: int = 0
+) -> tuple[list[Tile], NDArray[np.str_]]:
     """Lay tiles over a mask [y, x] of flags; returns those good enough, and why each of the others is not.
 
-    Reasons, [row, column] of the tile grid: `nodata`, or the flag that covers most of a tile that is not clear
-    enough; empty for a good one.
+    top_px: as in `choose`. Reasons, [row, column] of the lattice: `nodata`, or the flag that covers most of a tile
+    that is not clear enough; empty for a good one.
     """
+    places = Lattice(lattice.tops - top_px, lattice.lefts)
     # flag by flag, to tell why a tile is dropped
     bits = [f for f in Flag if f & rule.unclear_bits and f is not Flag.NODATA]
-    valid = _window_shares((mask & Flag.NODATA) == 0, rule)
-    clear = _window_shares((mask & int(rule.unclear_bits)) == 0, rule)
-    covers = {str(f.name).lower(): _window_shares((mask & int(f)) != 0, rule) for f in bits}
+    valid = _window_shares((mask & Flag.NODATA) == 0, places, rule)
+    clear = _window_shares((mask & int(rule.unclear_bits)) == 0, places, rule)
+    covers = {str(f.name).lower(): _window_shares((mask & int(f)) != 0, places, rule) for f in bits}
     kept, reasons = [], np.zeros(valid.shape, "<U16")
     for i, j in np.ndindex(*valid.shape):
         cover = {name: float(shares[i, j]) for name, shares in covers.items()}
         reasons[i, j] = _reason(float(valid[i, j]), float(clear[i, j]), cover, rule)
         if not reasons[i, j]:
-            kept.append(
-                Tile(i * rule.step_px, j * rule.step_px, rule.tile_px, float(valid[i, j]), float(clear[i, j]))
-            )
+            place = (int(lattice.tops[i]), int(lattice.lefts[j]))
+            kept.append(Tile(*place, rule.tile_px, float(valid[i, j]), float(clear[i, j])))
     return kept, reasons
 
 
@@ -155,20 +198,17 @@ def _reason(valid: float, clear: float, covers: dict[str, float], rule: TileRule
     return ""
 
 
-def _window_shares(good: NDArray[np.bool_], rule: TileRule) -> Floats:
+def _window_shares(good: NDArray[np.bool_], places: Lattice, rule: TileRule) -> Floats:
     """Return the share of good pixels of every tile, [row, column], by a summed-area table over cells."""
-    cell = rule.cell_px
-    height, width = (side // cell for side in good.shape)
-    counts = (
-        good[: height * cell, : width * cell].reshape(height, cell, width, cell).sum((1, 3), dtype=np.int64)
-    )
-    # a scene smaller than a tile holds none
-    if height * cell < rule.tile_px or width * cell < rule.tile_px:
-        return np.zeros((0, 0))
+    cell, side = rule.cell_px, rule.tile_px // rule.cell_px
+    height, width = (length // cell for length in good.shape)
+    shape = (height, cell, width, cell)
+    # rows of cells first: summing along memory is what is fast
+    rows = good[: height * cell, : width * cell].reshape(height, cell, -1).sum(1, dtype=np.uint16)
+    counts = rows.reshape(shape[0], width, cell).sum(2, dtype=np.int64)
     table = np.zeros((height + 1, width + 1), np.int64)
     table[1:, 1:] = counts.cumsum(0).cumsum(1)
-    side, step = rule.tile_px // cell, rule.step_px // cell
-    top, left = np.arange(0, height - side + 1, step), np.arange(0, width - side + 1, step)
+    top, left = places.tops // cell, places.lefts // cell
     sums: NDArray[np.int64] = (
         table[np.ix_(top + side, left + side)]
         - table[np.ix_(top, left + side)]
@@ -208,7 +248,7 @@ def _sides(found: list[Tile], rule: SplitRule, footprint: Footprints) -> Iterato
         yield "" if any(rule.in_validation(*b) for b in blocks(grown, rule.block_m)) else "train"
 
 
-def corners(found: list[Tile], footprint: Footprints) -> tuple[Floats, Floats]:
+def corners(found: Sequence[Tile], footprint: Footprints) -> tuple[Floats, Floats]:
     """Return longitude and latitude of every tile's four corners, [tile, 4]."""
     # clockwise from the upper left
     column = np.array([[t.column_px, t.column_px + t.size_px] for t in found], np.float64)[:, [0, 1, 1, 0]]

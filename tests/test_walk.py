@@ -19,8 +19,10 @@ from preprocessing import radiometry
 from preprocessing.archive import StoredScene
 from preprocessing.readers import Request, discover
 from training import masking
+from training.architecture import ModelConfig
+from training.chosen import Chosen
 from training.data import BatchConfig, DataConfig, ShardStream, make_view
-from training.model import ModelConfig, SpatialSpectralMAE
+from training.model import SpatialSpectralMAE
 from training.reader import ShardReader
 from training.tokens import Layout, Normaliser, gather, to_cubes
 from training.world import World
@@ -52,7 +54,7 @@ def test_the_walk_of_one_datum(walk: Path) -> None:
 
     # reflectance x 10 000 as int16 on one grid
     layout = radiometry.lay_out(scene, None, None)
-    coarse = radiometry.band_image(scene.bands[0], layout.bands[0], layout.target, "bilinear")
+    coarse = next(radiometry.band_images(layout, "bilinear"))
     assert (layout.bands[0].shape_px, layout.target.shape_px) == ((64, 64), (384, 384))
     assert (coarse.pixels.dtype, coarse.pixels.shape) == (np.int16, (384, 384))
 
@@ -84,10 +86,10 @@ def test_the_walk_of_one_datum(walk: Path) -> None:
     assert 0 <= batch.saliency_BS.min() < batch.saliency_BS.max() <= 1
 
     # exactly n_shown of the cubes are shown
-    tokens = Layout(12, 64)
-    noise = masking.token_noise(1, batch.ids, batch.epoch, tokens.tokens)
+    tokens = Layout.even(12, 64)
+    keys = masking.Keys(1, batch.ids, batch.epoch)
     draw = masking.Draw(
-        noise, batch.saliency_BS, tokens.groups, 0.25, masking.MaskingConfig(strategy="saliency")
+        keys, batch.saliency_BS, tokens.groups, 0.25, masking.MaskingConfig(strategy="saliency")
     )
     choice = masking.choose(draw, batch.valid_BS)
     assert (choice.shown_BK.shape, choice.hidden_BM.shape) == ((4, 26), (4, 230))
@@ -98,13 +100,11 @@ def test_the_walk_of_one_datum(walk: Path) -> None:
     assert (image[batch.image_BCHW == NODATA] == 0).all()
     cubes = to_cubes(image, tokens)
     assert cubes.shape == (4, 256, 192)
-    model = SpatialSpectralMAE(ModelConfig(size="tiny"), tokens)
-    shown, hidden, counted = (
-        torch.from_numpy(a) for a in (choice.shown_BK, choice.hidden_BM, choice.counted_BM)
-    )
-    assert model.encoder(cubes, shown).shape == (4, 26, 96)
-    output = model(image, shown, hidden, counted)
+    model = SpatialSpectralMAE(ModelConfig(size="tiny"), {"sentinel2": tokens})
+    chosen = Chosen.of(choice, batch.valid_BS, slice(None), tokens.tokens)
+    assert model.encoder(cubes, chosen, "sentinel2").shape == (4, 26, 96)
+    output = model(image, chosen)
     assert output.predicted_BMP.shape == (4, 230, 192)
-    error = (output.predicted_BMP - gather(cubes, hidden)).square().mean(-1)
-    assert torch.allclose(output.loss_sum, (error * counted).sum())
-    assert torch.isfinite(output.loss_sum)
+    error = (output.predicted_BMP - gather(cubes, chosen.hidden_BM)).square().mean(-1)
+    assert torch.allclose(output.loss_sums, (error * chosen.counted(tokens)).sum())
+    assert torch.isfinite(output.loss_sums).all()

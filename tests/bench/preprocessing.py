@@ -19,6 +19,7 @@ from pipeline.indices import INDICES
 from pipeline.saliency import cell_statistics
 from pipeline.sample import SCALE
 from preprocessing import kernel, shard, simulate
+from preprocessing.kernel import Pixels
 from tests.bench.measure import Ratio, ratio, wall_s
 
 NAMES = ("NDVI", "NDWI", "NDBI")
@@ -39,7 +40,7 @@ def cells(folder: Path) -> list[Ratio]:
         return cell_statistics(np.stack(values), counted, 8)
 
     def compiled() -> np.ndarray:
-        return np.stack([kernel.cell_statistics(INDICES[n], stack, places[n], counted, 8) for n in NAMES])
+        return np.stack([kernel.cell_statistics(INDICES[n], Pixels(stack, places[n]), counted, 8) for n in NAMES])
 
     apart = float(np.abs(plain() - compiled()).max())
     if apart > 1e-6:

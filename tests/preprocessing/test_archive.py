@@ -28,11 +28,11 @@ def write(store, grid=UTM, name="scene", indices=("NDVI",)):
     header = SceneHeader(
         name, "sentinel2", "L2A", "r", "2020-01-01", ("B04", "B8A"), indices, grid, ("a note",)
     )
-    writer = SceneWriter(store.parent / "work", header)
-    writer.start()
-    for number, band in enumerate(pixels):
-        writer.array("reflectance")[number] = band
-    writer.array("mask")[...] = (pixels[0] == NODATA).astype(np.uint8)
+    writer = SceneWriter(store.parent / "work", header, "zstd")
+    writer.start(has_labels=False)
+    everything = slice(0, grid.height_px)
+    writer.write("reflectance", everything, pixels)
+    writer.write("mask", everything, (pixels[0] == NODATA).astype(np.uint8))
     writer.write_cells(np.ones((len(indices), 65, 37, 3), np.float32))
     writer.finish(store, DIGESTS)
     return store / name, pixels
@@ -85,8 +85,8 @@ def test_chunks_are_checked_by_crc_after_the_compressor_and_sharded(stored):
     reflectance = zarr.open_group(stored[0], mode="r")["reflectance"]
     assert [type(c).__name__ for c in reflectance.compressors] == ["BloscCodec", "Crc32cCodec"]
     width = stored[1].shape[2]
-    assert reflectance.chunks == (1, 512, min(512, width))
-    assert reflectance.shards == (1, 1024, min(512, width))
+    assert reflectance.chunks == (1, 520, min(1024, width))
+    assert reflectance.shards == (1, 520, min(1024, width))
     assert reflectance.fill_value == NODATA
 
 
@@ -105,9 +105,11 @@ def test_what_was_written_is_read_back(stored):
 
 
 def test_labels_are_stored_beside_the_pixels(tmp_path):
-    writer = SceneWriter(tmp_path / "w", SceneHeader("s", "sentinel2", "L2A", "r", "", ("B04",), (), UTM))
-    writer.start()
-    writer.write_labels(np.full(UTM.shape_px, 3, np.uint8))
+    writer = SceneWriter(
+        tmp_path / "w", SceneHeader("s", "sentinel2", "L2A", "r", "", ("B04",), (), UTM), "lz4"
+    )
+    writer.start(has_labels=True)
+    writer.write("label", slice(0, UTM.height_px), np.full(UTM.shape_px, 3, np.uint8))
     archive.create(tmp_path / "store")
     writer.finish(tmp_path / "store", DIGESTS)
     scene = StoredScene(tmp_path / "store/s")
@@ -175,7 +177,7 @@ def test_p19_new_cells_take_over_the_pixels_without_touching_them(stored):
     before = shard_file(folder).stat().st_ino
     header = StoredScene(folder).header
     writer = SceneWriter(
-        folder.parent.parent / "again", SceneHeader(**header.__dict__ | {"indices": ("NDWI", "NDBI")})
+        folder.parent.parent / "again", SceneHeader(**header.__dict__ | {"indices": ("NDWI", "NDBI")}), "lz4"
     )
     writer.take_over(folder)
     writer.write_cells(np.zeros((2, 65, 37, 3), np.float32))

@@ -9,6 +9,7 @@ from pipeline.indices import INDICES
 from pipeline.saliency import cell_statistics
 from pipeline.sample import NODATA, SCALE
 from preprocessing import kernel
+from preprocessing.kernel import Pixels
 
 
 def images(seed: int, bands: int, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -30,7 +31,7 @@ def test_every_index_equals_the_plain_form(name: str, cell_px: int) -> None:
     which = list(range(len(index.roles), 0, -1))
     bands = [stack[w].astype(np.float32) * np.float32(SCALE) for w in which]
     plain = cell_statistics(index(*bands), counted, cell_px)
-    found = kernel.cell_statistics(index, stack, which, counted, cell_px)
+    found = kernel.cell_statistics(index, Pixels(stack, which), counted, cell_px)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, plain, rtol=0, atol=1e-6)
     assert (found[..., 0] == 0).any() or cell_px == 16
@@ -39,7 +40,7 @@ def test_every_index_equals_the_plain_form(name: str, cell_px: int) -> None:
 
 def test_a_rest_smaller_than_a_cell_is_left_out() -> None:
     stack, counted = images(2, 2, (37, 51))
-    found = kernel.cell_statistics(INDICES["NDVI"], stack, [0, 1], counted, 8)
+    found = kernel.cell_statistics(INDICES["NDVI"], Pixels(stack, [0, 1]), counted, 8)
     assert found.shape == (4, 6, 3)
-    whole = kernel.cell_statistics(INDICES["NDVI"], stack[:, :32, :48], [0, 1], counted[:32, :48], 8)
+    whole = kernel.cell_statistics(INDICES["NDVI"], Pixels(stack[:, :32, :48], [0, 1]), counted[:32, :48], 8)
     np.testing.assert_array_equal(found, whole)

@@ -9,7 +9,7 @@ from rasterio.crs import CRS
 from pipeline.errors import SceneError
 from pipeline.sample import NODATA, Flag
 from pipeline.sensors import SENSORS
-from preprocessing import masks, radiometry
+from preprocessing import masks, radiometry, rows
 from preprocessing.grids import Grid
 from preprocessing.readers import READERS, Request
 from preprocessing.scenes import BandSource, MaskSource, Scene
@@ -60,7 +60,7 @@ def test_landsat_numbers_round_to_the_nearest_unit():
     image = convert(numbers, scale=2.75e-5, offset=-0.2)
     exact = numbers * 0.275 - 2000
     assert np.abs(image.pixels - exact).max() <= 0.5 + 1e-9
-    assert not image.saturated.any()
+    assert image.saturated is None or not image.saturated.any()
 
 
 def test_ties_go_to_even():
@@ -205,13 +205,13 @@ def test_p04_a_truncated_jp2_raises_instead_of_giving_stale_memory(jp2, tmp_path
     damaged = tmp_path / jp2.name
     damaged.write_bytes(jp2.read_bytes()[: int(jp2.stat().st_size * share)])
     with pytest.raises(SceneError, match=jp2.name):
-        radiometry.read_numbers(str(damaged), 0)
+        rows.read_numbers(str(damaged), 0)
 
 
 def test_pixels_left_undecoded_are_noticed(tif):
-    untouched = np.full((64, 64), radiometry.UNREAD, np.uint16)
+    untouched = np.full((64, 64), rows.UNREAD, np.uint16)
     with pytest.raises(SceneError, match="4096 pixels were never decoded"):
-        radiometry.read_numbers(tif("a.tif", untouched), 0)
+        rows.read_numbers(tif("a.tif", untouched), 0)
 
 
 @pytest.mark.parametrize("band", ["B04", "B11"])
@@ -280,4 +280,4 @@ def test_p04_real_jp2_truncated_raises(real_data, tmp_path):
     with damaged.open("r+b") as stream:
         stream.truncate(original.stat().st_size // 2)
     with pytest.raises(SceneError, match="SCL_60m"):
-        radiometry.read_numbers(str(damaged), 0)
+        rows.read_numbers(str(damaged), 0)

@@ -5,7 +5,7 @@ import pytest
 from affine import Affine
 from rasterio.crs import CRS
 from rasterio.enums import Resampling
-from rasterio.warp import reproject
+from rasterio.warp import reproject, transform
 
 from preprocessing import resampling
 from preprocessing.grids import Grid
@@ -17,11 +17,13 @@ def grid(pixel: float, width: int, height: int, left: float = 0, top: float = 0)
     return Grid(UTM, Affine(pixel, 0, left, 0, -pixel, top), width, height)
 
 
-def run(values, valid, source, target):
-    result = np.empty(target.shape_px, np.float32)
-    for rows, part in resampling.bilinear(values.astype(np.float32), valid, source, target):
-        result[rows] = part
-    return result
+def run(values, valid, source, target, how="bilinear", strip_px=1000):
+    """Resample some rows at a time, from no more than the source rows that are asked for."""
+    way, parts = resampling.between(source, target, how), []
+    for rows in resampling.strips(target.height_px, strip_px):
+        low, high = way.span(rows)
+        parts.append(way.mix(values[low:high].astype(np.float32), valid[low:high], low, rows))
+    return np.concatenate(parts)
 
 
 def by_hand(values, valid, source, target):
@@ -89,12 +91,62 @@ def test_a_coarser_target_counts_every_source_pixel():
     assert result.sum() == pytest.approx(1.0, rel=0.05)
 
 
-def test_strips_do_not_show(monkeypatch, scene):
+@pytest.mark.parametrize("how", ["bilinear", "cubic"])
+@pytest.mark.parametrize("strip_px", [1, 5, 30])
+def test_strips_do_not_show(scene, how, strip_px):
     values, valid = scene
     source, target = grid(10, 11, 13), grid(3, 36, 43)
-    whole = run(values, valid, source, target)
-    monkeypatch.setattr(resampling.strips, "__defaults__", (5,))
-    np.testing.assert_array_equal(run(values, valid, source, target), whole)
+    whole = run(values, valid, source, target, how)
+    np.testing.assert_array_equal(run(values, valid, source, target, how, strip_px), whole)
+
+
+@pytest.mark.parametrize("how", ["bilinear", "cubic"])
+def test_strips_in_another_crs_do_not_show(how):
+    source = Grid(UTM, Affine(10, 0, 420_000, 0, -10, 5_000_000), 90, 120)
+    other = CRS.from_epsg(32632)
+    x, y = transform(UTM, other, [420_000, 420_900], [5_000_000, 4_998_800])
+    target = Grid(other, Affine(10, 0, x[0] - 60, 0, -10, y[0] + 60), 100, 130)
+    values = np.add.outer(np.arange(120) * 3.0, np.arange(90) * 7.0)
+    whole = run(values, values >= 0, source, target, how)
+    assert np.isfinite(whole).mean() > 0.5
+    parts = run(values, values >= 0, source, target, how, 32)
+    # GDAL's own lines between reprojected points: a tenth of a pixel, but at the corners of the source
+    assert (np.isnan(parts) == np.isnan(whole)).mean() > 0.999
+    assert np.nanquantile(np.abs(parts - whole), 0.995) < 0.7
+
+
+def test_rows_of_the_source_are_asked_for_in_order():
+    for target in (
+        grid(3, 36, 43),
+        grid(25, 4, 5),
+        Grid(CRS.from_epsg(32632), grid(3, 1, 1).transform, 36, 43),
+    ):
+        way = resampling.between(grid(10, 11, 13), target, "cubic")
+        spans = [way.span(rows) for rows in resampling.strips(target.height_px, 2)]
+        assert spans == sorted(spans)
+
+
+def test_cubic_equals_gdal_where_nothing_is_missing():
+    values = np.random.default_rng(2).uniform(0, 10_000, (40, 30)).astype(np.float32)
+    source, target = grid(10, 30, 40), grid(2.5, 120, 160)
+    expected = np.empty(target.shape_px, np.float32)
+    places = {"src_transform": source.transform, "dst_transform": target.transform}
+    reproject(values, expected, **places, src_crs=UTM, dst_crs=UTM, resampling=Resampling.cubic)
+    inner = slice(12, -12)  # beyond the edge GDAL takes fewer taps
+    found = run(values, np.ones_like(values, bool), source, target, "cubic")
+    np.testing.assert_allclose(found[inner, inner], expected[inner, inner], rtol=1e-3, atol=2)
+
+
+def test_cubic_beside_a_gap_is_bilinear_and_far_from_it_cubic():
+    rng = np.random.default_rng(3)
+    values, valid = rng.uniform(0, 10_000, (30, 30)), np.ones((30, 30), bool)
+    source, target = grid(10, 30, 30), grid(5, 60, 60)
+    cubic = run(values, valid, source, target, "cubic")
+    valid[15, 15] = False
+    found, bilinear = (run(values, valid, source, target, how) for how in ("cubic", "bilinear"))
+    assert np.isnan(found[30:32, 30:32]).all()
+    np.testing.assert_array_equal(found[29, 30:32], bilinear[29, 30:32])
+    np.testing.assert_array_equal(found[:24], cubic[:24])
 
 
 def test_nothing_valid_gives_nothing(scene):

@@ -6,7 +6,7 @@ from rasterio.warp import transform
 
 from pipeline.sample import KEY_PATTERN, Flag
 from preprocessing import tiling
-from preprocessing.tiling import SplitRule, Tile, TileRule
+from preprocessing.tiling import Ground, Lattice, SplitRule, Tile, TileRule
 
 CLEAR = Flag.NODATA | Flag.CLOUD | Flag.SHADOW
 
@@ -27,6 +27,10 @@ def around(lon: float, lat: float, metres_px: float = 10.0):
     return footprint
 
 
+def tiles(mask, by: TileRule):
+    return tiling.tiles(mask, Lattice(*map(by.starts, mask.shape)), by)
+
+
 def grid_of_tiles(rows: int, columns: int, size_px: int = 96) -> list[Tile]:
     return [Tile(i * size_px, j * size_px, size_px, 1.0, 1.0) for i in range(rows) for j in range(columns)]
 
@@ -38,7 +42,7 @@ def test_shares_are_those_of_the_pixels(step):
         .choice([0, 1, 4, 8, 32], (100, 137), p=[0.5, 0.2, 0.1, 0.1, 0.1])
         .astype(np.uint8)
     )
-    kept, dropped = tiling.tiles(mask, rule(step_px=step, min_valid=0, min_clear=0))
+    kept, dropped = tiles(mask, rule(step_px=step, min_valid=0, min_clear=0))
     assert not dropped.any()
     assert [(t.row_px, t.column_px) for t in kept] == [
         (i, j) for i in range(0, 96 - 31, step) for j in range(0, 136 - 31, step)
@@ -56,13 +60,55 @@ def test_p08_tiles_are_dropped_and_counted_by_reason():
     mask[:, 64:82] = Flag.SHADOW
     mask[:, 64:72] = Flag.CLOUD | Flag.SNOW
     mask[:, 96:128] = Flag.SNOW  # not excluded
-    kept, dropped = tiling.tiles(mask, rule())
+    kept, dropped = tiles(mask, rule())
     assert [t.column_px for t in kept] == [96, 128]
     assert dropped.tolist() == [["nodata", "cloud", "shadow", "", ""]]
 
 
+@pytest.mark.parametrize(
+    ("edge", "side_px", "expected"),
+    [
+        ("drop", 100, [0, 32, 64]),
+        ("shift", 100, [0, 32, 64]),  # the rest is less than a cell
+        ("pad", 100, [0, 32, 64, 96]),
+        ("drop", 120, [0, 32, 64]),
+        ("shift", 120, [0, 32, 64, 88]),
+        ("pad", 120, [0, 32, 64, 96]),
+        ("drop", 20, []),
+        ("shift", 20, []),
+        ("pad", 20, [0]),
+        ("shift", 128, [0, 32, 64, 96]),
+        ("pad", 128, [0, 32, 64, 96]),
+    ],
+)
+def test_the_edge_rule_says_what_becomes_of_the_rest(edge, side_px, expected):
+    assert rule(edge=edge).starts(side_px).tolist() == expected
+
+
+def test_a_stride_beyond_the_tile_pads_only_where_there_is_ground():
+    assert rule(edge="pad", step_px=64).starts(100).tolist() == [0, 64]
+    assert rule(edge="pad", step_px=64).starts(140).tolist() == [0, 64, 128]
+    assert rule(edge="pad", step_px=64).starts(110).tolist() == [0, 64]
+
+
+def test_tiles_chosen_in_parts_are_those_chosen_at_once():
+    rng = np.random.default_rng(0)
+    mask = np.kron(rng.choice([0, 1, 4], (25, 18), p=[0.7, 0.2, 0.1]), np.ones((8, 8))).astype(np.uint8)
+    by, taken = rule(step_px=16, min_valid=0.6), rng.random((25, 18)) > 0.6
+    ground = Ground(SplitRule(0.4, 700, 10, 1), around(10, 50), taken)
+    lattice = Lattice(*map(by.starts, mask.shape))
+    whole = tiling.choose(mask, lattice, by, ground)
+    parts = [
+        tiling.choose(mask[top:end], Lattice(lattice.tops[rows], lattice.lefts), by, ground, top)
+        for rows, top, end in ((slice(0, 4), 0, 80), (slice(4, None), 64, 200))
+    ]
+    assert tiling.Choice.together(parts).tiles == whole.tiles
+    np.testing.assert_array_equal(tiling.Choice.together(parts).fates, whole.fates)
+    assert {"train", "val", "nodata", "duplicate"} <= set(whole.fates.ravel())
+
+
 def test_a_scene_smaller_than_a_tile_gives_none():
-    kept, dropped = tiling.tiles(np.zeros((20, 200), np.uint8), rule())
+    kept, dropped = tiles(np.zeros((20, 200), np.uint8), rule())
     assert (kept, dropped.size) == ([], 0)
 
 
