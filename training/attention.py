@@ -1,31 +1,81 @@
 """Attention backends behind one function and one table.
 
-A backend takes queries, keys and values `[B, heads, N, D / heads]` and returns the same shape.
-Shape letters: B batch, N tokens, D width.
+A backend takes queries [B, Q, heads, D / heads], keys and values [B, K, heads, D / heads], and optionally `Segments`
+for one packed row whose images do not see each other; it returns the shape of the queries.
+Shape letters: B batch, Q queries, K keys, D width.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any
 
+import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from pipeline.errors import unknown
-
-Backend = Callable[[Tensor, Tensor, Tensor], Tensor]
+from pipeline.errors import MissingPackageError, unknown
 
 
-def naive(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class Segments:
+    """Which tokens of a packed row belong to one image: how many queries and how many keys each image has."""
+
+    queries: tuple[int, ...]
+    keys: tuple[int, ...]
+    device: torch.device
+
+    @cached_property
+    def mask(self) -> Tensor:
+        """True where a query may see a key, bool [Q, K]."""
+        owner_Q, owner_K = (
+            torch.arange(len(n)).repeat_interleave(torch.tensor(n)) for n in (self.queries, self.keys)
+        )
+        return (owner_Q[:, None] == owner_K[None, :]).to(self.device)
+
+    @cached_property
+    def bias(self) -> Any:
+        """The same as xformers' block-diagonal mask, which is never materialised."""
+        return _xformers().fmha.attn_bias.BlockDiagonalMask.from_seqlens(
+            list(self.queries), list(self.keys), device=self.device
+        )
+
+
+Backend = Callable[[Tensor, Tensor, Tensor, Segments | None], Tensor]
+
+
+def naive(query: Tensor, key: Tensor, value: Tensor, segments: Segments | None = None) -> Tensor:
     """Attention with the weights materialised: the oracle of the others."""
+    query, key, value = (x.transpose(1, 2) for x in (query, key, value))
     weights = (query @ key.transpose(-2, -1)) / math.sqrt(query.shape[-1])
-    return weights.softmax(-1) @ value
+    if segments is not None:
+        weights = weights.masked_fill(~segments.mask, -math.inf)
+    return (weights.softmax(-1) @ value).transpose(1, 2)
 
 
-def sdpa(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Fused attention of torch, which picks its own kernel by device, dtype and shape."""
-    return F.scaled_dot_product_attention(query, key, value)
+def sdpa(query: Tensor, key: Tensor, value: Tensor, segments: Segments | None = None) -> Tensor:
+    """Fused attention of torch, which picks its own kernel by device, dtype and shape; segments are materialised."""
+    query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+    mask = None if segments is None else segments.mask
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2)
+
+
+def xformers(query: Tensor, key: Tensor, value: Tensor, segments: Segments | None = None) -> Tensor:
+    """Memory-efficient attention of xformers, which reads packed rows block by block; on GPUs only."""
+    bias = None if segments is None else segments.bias
+    out: Tensor = _xformers().memory_efficient_attention(query, key, value, attn_bias=bias)
+    return out
+
+
+def auto(query: Tensor, key: Tensor, value: Tensor, segments: Segments | None = None) -> Tensor:
+    """Take xformers for packed rows on a GPU that has it, else torch's own choice of kernel."""
+    # a materialised mask grows with the square of the batch and rules out the flash kernels
+    packed_on_gpu = segments is not None and query.is_cuda and _has_xformers()
+    return (xformers if packed_on_gpu else sdpa)(query, key, value, segments)
 
 
 def backend(name: str) -> Backend:
@@ -33,60 +83,23 @@ def backend(name: str) -> Backend:
     try:
         return ATTENTIONS[name]
     except KeyError:
-        raise unknown("attention backend", name, ATTENTIONS) from None
+        raise unknown("attention backend", name, ATTENTIONS, "model.attention") from None
 
 
-class SelfAttention(nn.Module):
-    """Multi-head self-attention with one fused projection for queries, keys and values."""
-
-    def __init__(self, width: int, heads: int, attention: str = "auto") -> None:
-        super().__init__()
-        self.heads = heads
-        self.attend = backend(attention)
-        self.qkv = nn.Linear(width, 3 * width)
-        self.project = nn.Linear(width, width)
-
-    def forward(self, x_BND: Tensor) -> Tensor:
-        """Map tokens [B, N, D] to [B, N, D]."""
-        B, N, D = x_BND.shape
-        # one product for all three: fewer, larger matrix products are faster on every device
-        qkv = self.qkv(x_BND).view(B, N, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
-        # heads before tokens, as every backend wants it
-        out = self.attend(*qkv.unbind(0))
-        projected: Tensor = self.project(out.transpose(1, 2).reshape(B, N, D))
-        return projected
+@lru_cache(maxsize=1)
+def _has_xformers() -> bool:
+    return importlib.util.find_spec("xformers") is not None
 
 
-class Block(nn.Module):
-    """Pre-norm transformer block: attention and a GELU perceptron, each with a residual."""
+def _xformers() -> Any:
+    if not _has_xformers():
+        raise MissingPackageError(
+            "model.attention `xformers` needs xformers and a GPU: install it with `pip install -e .[cuda]`, or set"
+            " model.attention=auto."
+        )
+    from xformers import ops
 
-    def __init__(self, width: int, heads: int, attention: str = "auto", mlp_ratio: float = 4.0) -> None:
-        super().__init__()
-        hidden = int(width * mlp_ratio)
-        self.norm_1 = nn.LayerNorm(width, eps=1e-6)
-        self.attention = SelfAttention(width, heads, attention)
-        self.norm_2 = nn.LayerNorm(width, eps=1e-6)
-        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
-
-    def forward(self, x_BND: Tensor) -> Tensor:
-        """Map tokens [B, N, D] to [B, N, D]."""
-        x_BND = x_BND + self.attention(self.norm_1(x_BND))
-        out: Tensor = x_BND + self.mlp(self.norm_2(x_BND))
-        return out
+    return ops
 
 
-def stack(width: int, depth: int, heads: int, attention: str) -> nn.ModuleList:
-    """Return `depth` blocks."""
-    return nn.ModuleList(Block(width, heads, attention) for _ in range(depth))
-
-
-def initialise(module: nn.Module) -> None:
-    """Initialise Linear layers xavier-uniform with zero bias, as S2MAE does; for `Module.apply`."""
-    if isinstance(module, nn.Linear):
-        nn.init.xavier_uniform_(module.weight)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-
-
-# auto leaves the choice of kernel to torch: by device, dtype and shape it knows better than a table
-ATTENTIONS: dict[str, Backend] = {"auto": sdpa, "sdpa": sdpa, "naive": naive}
+ATTENTIONS: dict[str, Backend] = {"auto": auto, "sdpa": sdpa, "xformers": xformers, "naive": naive}

@@ -11,7 +11,7 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,7 +74,7 @@ class StepResult:
     stop: bool
     """Whether any rank was asked to stop."""
     counted: float
-    """Items the loss is the mean of."""
+    """Items that the loss's first term is the mean of."""
     observed: dict[str, float]
     """What each rank observed, averaged over the ranks."""
 
@@ -84,11 +84,11 @@ class Sums(Protocol):
 
     @property
     def losses(self) -> Iterator[Tensor]:
-        """One float32 scalar a micro-batch, a *sum* over its counted items."""
+        """One float32 [terms] a micro-batch: each term a *sum* over its counted items."""
 
     @property
-    def counted(self) -> float:
-        """Number of counted items on this rank, over all micro-batches."""
+    def counted(self) -> Sequence[float]:
+        """Number of counted items of each term on this rank, over all micro-batches."""
 
     @property
     def observed(self) -> dict[str, float]:
@@ -137,14 +137,14 @@ class Engine:
         Raises `TrainingError` on all ranks where loss or gradient is not finite.
         """
         # stays on the device: the host need not know it before the backward pass
-        total = self.world.add(self.world.pack([work.counted]))[0].clamp(min=1)
+        total = self.world.add(self.world.pack(work.counted)).clamp(min=1)
         # DeepSpeed divides by ranks and accumulation steps; the factor undoes both
         factor = (self.world.size * self.recipe.accumulation / total).float()
         self._set_lr(lr)
-        summed = torch.zeros((), dtype=torch.float64, device=self.world.device)
+        summed = torch.zeros_like(total)
         norm: float | Tensor | None = None
         for number, loss in enumerate(work.losses, start=1):
-            self._engine.backward(loss * factor)
+            self._engine.backward((loss * factor).sum())
             summed += loss.detach()
             last = number == self.recipe.accumulation
             norm = self._norm_before_step() if last and self.config.zero_stage == 0 else None
@@ -160,15 +160,17 @@ class Engine:
         """Tell all ranks the same of a step, in one reduction and one copy to the host."""
         missed = not self._engine.was_step_applied()
         known = math.nan if norm is None else norm
-        found = [summed, known, float(stop), float(missed), work.counted, *work.observed.values()]
-        loss, norms, stops, misses, counted, *observed = self.world.sum(found)
+        terms = len(work.counted)
+        found = [known, float(stop), float(missed), *summed, *work.counted, *work.observed.values()]
+        norms, stops, misses, *rest = self.world.sum(found)
+        sums, counted, observed = rest[:terms], rest[terms : 2 * terms], rest[2 * terms :]
         return StepResult(
-            loss / max(counted, 1.0),
+            sum(s / max(n, 1.0) for s, n in zip(sums, counted, strict=True)),
             norms / self.world.size,
             lr,
             applied=not misses,
             stop=stops > 0,
-            counted=counted,
+            counted=counted[0],
             observed=dict(zip(work.observed, (v / self.world.size for v in observed), strict=True)),
         )
 

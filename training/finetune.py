@@ -32,15 +32,16 @@ from pipeline.console import Command, run, say, table
 from pipeline.contract import normalisation
 from pipeline.errors import ContractError
 from training import checkpoint, runs
+from training.architecture import ModelConfig
 from training.checkpoint import DataRecord, State
 from training.data import Batch, Pass, ShardStream, make_view
 from training.engine import Engine
 from training.loop import Prepared, Span, train
-from training.model import Encoder, ModelConfig, count_parameters
+from training.model import Encoder, count_parameters
 from training.reader import ShardReader
 from training.schedule import layer_decay_groups
 from training.tasks import task
-from training.tokens import Layout, Normaliser, to_cubes
+from training.tokens import Normaliser
 from training.tracking import Tracker
 from training.world import World
 
@@ -84,7 +85,7 @@ class Downstream(nn.Module):
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
         """Map normalised images [B, C, H, W] to the head's predictions."""
-        predicted: Tensor = self.head(self.encoder.everything(to_cubes(image_BCHW, self.encoder.layout)))
+        predicted: Tensor = self.head(self.encoder.everything(image_BCHW))
         return predicted
 
 
@@ -99,9 +100,9 @@ class Finetuning:
         view = replace(
             make_view(reader.manifest.contract, config.data, config.model.patch_px), seed=config.seed
         )
-        layout = Layout(
-            len(self.data.bands), view.image_px, config.model.patch_px, config.model.bands_per_cube
-        )
+        contract = reader.manifest.contract
+        bands = [contract.bands[i] for i in view.bands]
+        layout = config.model.layout(contract.sensor, bands, view.image_px)
         self.task = task(config.task)(reader.manifest.contract)
         self.normaliser = Normaliser(normalisation(self.data.normalise, self.data.statistics))
         self.stream = ShardStream(reader, view, config.batch, world)
@@ -110,7 +111,7 @@ class Finetuning:
         self.validation = Pass(val_reader, replace(view, augment=False), micro, world)
         torch.manual_seed(config.seed)
         self.model = Downstream(
-            Encoder(config.model, layout),
+            Encoder(config.model, {contract.sensor: layout}),
             self.task.head(config.model.dimensions.width),
             config.mode == "linear_probe",
         )
@@ -126,14 +127,14 @@ class Finetuning:
 
     def prepare(self, batch: Batch, engine: Engine) -> Prepared:
         """Make the losses ready."""
-        return Prepared(self._losses(batch, engine), float(self.task.usable(batch).sum()), {})
+        return Prepared(self._losses(batch, engine), (float(self.task.usable(batch).sum()),), {})
 
     def _losses(self, batch: Batch, engine: Engine) -> Iterator[Tensor]:
         usable = self.task.usable(batch)
         for part in batch.micro_batches(self.stream.accumulation):
             kept = usable[part].to(self.world.device)
             predicted = engine.module(self._image(batch, part))
-            yield self.task.loss_sum(predicted[kept], batch.labels_B[part].to(kept.device)[kept])
+            yield self.task.loss_sum(predicted[kept], batch.labels_B[part].to(kept.device)[kept])[None]
 
     def _image(self, batch: Batch, part: slice) -> Tensor:
         return self.normaliser(batch.image_BCHW[part].to(self.world.device, non_blocking=True))

@@ -31,9 +31,9 @@ class Prepared:
     """A batch, ready for the engine."""
 
     losses: Iterator[Tensor]
-    """One summed loss a micro-batch, computed when asked for."""
-    counted: float
-    """Items the losses sum over, on this rank."""
+    """One micro-batch's summed losses, one a term, computed when asked for."""
+    counted: tuple[float, ...]
+    """Items that each term sums over, on this rank."""
     observed: dict[str, float]
     """What to log beside the loss; the same names on every rank."""
 

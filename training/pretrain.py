@@ -27,15 +27,18 @@ from torch import Tensor
 from pipeline.console import Command, run, say, table
 from pipeline.contract import normalisation
 from training import masking, panels, runs
+from training.architecture import ModelConfig
 from training.checkpoint import DataRecord
+from training.chosen import Chosen
 from training.data import Batch, ShardStream, make_view
 from training.engine import Engine
 from training.loop import Prepared, Span, train
 from training.masking import Choice, MaskingConfig
-from training.model import ModelConfig, SpatialSpectralMAE, count_parameters, restore
+from training.model import SpatialSpectralMAE, count_parameters
 from training.reader import ShardReader
 from training.schedule import decay_groups
-from training.tokens import Layout, Normaliser, Rescale, gather, to_cubes, to_image
+from training.targets import picture
+from training.tokens import Normaliser, Rescale, to_cubes
 from training.tracking import Tracker
 from training.world import World
 
@@ -70,11 +73,13 @@ class Pretraining:
         self.config, self.world = config, world
         reader = ShardReader(config.data.shards, config.data.split, config.data.verify)
         contract = reader.manifest.contract
-        view = make_view(contract, config.data, config.model.patch_px)
+        asked = config.data.bands or config.model.bands(contract.sensor)
+        view = make_view(contract, config.data.model_copy(update={"bands": asked}), config.model.patch_px)
         view = replace(view, richness_weight=config.masking.richness_weight, seed=config.seed)
         names = tuple(contract.band_names[i] for i in view.bands)
         statistics = tuple(reader.manifest.statistics[i] for i in view.bands)
-        self.layout = Layout(len(names), view.image_px, config.model.patch_px, config.model.bands_per_cube)
+        bands = [contract.bands[i] for i in view.bands]
+        self.layout = config.model.layout(contract.sensor, bands, view.image_px)
         masking.check(config.masking, self.layout.tokens, self.layout.groups)
         self.normaliser = Normaliser(normalisation(config.data.normalise, statistics))
         # also what pictures are drawn on
@@ -91,7 +96,10 @@ class Pretraining:
         )
         torch.manual_seed(config.seed)
         on_unit = config.data.normalise == "minmax"
-        self.model = SpatialSpectralMAE(config.model, self.layout, None if on_unit else self.to_unit)
+        sensor = contract.sensor
+        self.model = SpatialSpectralMAE(
+            config.model, {sensor: self.layout}, {} if on_unit else {sensor: self.to_unit}
+        )
 
     def groups(self) -> list[dict[str, object]]:
         """Return the optimiser's parameter groups."""
@@ -100,27 +108,29 @@ class Pretraining:
     def choose(self, batch: Batch) -> Choice:
         """Choose the shown cubes of a batch: a pure function of (seed, sample, epoch, saliency, lambda(step))."""
         config = self.config.masking
-        noise = masking.token_noise(self.config.seed, batch.ids, batch.epoch, self.layout.tokens)
+        keys = masking.Keys(self.config.seed, batch.ids, batch.epoch)
         strength = masking.strength(config, batch.step, self.span.warmup, self.span.total)
         return masking.choose(
-            masking.Draw(noise, batch.saliency_BS, self.layout.groups, strength, config), batch.valid_BS
+            masking.Draw(keys, batch.saliency_BS, self.layout.groups, strength, config), batch.valid_BS
         )
 
     def prepare(self, batch: Batch, engine: Engine) -> Prepared:
         """Choose the masks and make the losses ready."""
         choice = self.choose(batch)
-        return Prepared(self._losses(batch, choice, engine), float(choice.counted_BM.sum()), choice.observed)
+        counted = [float(choice.counted_BM.sum())]
+        if self.config.model.spectral_sum_loss:
+            counted.append(float(batch.valid_BS.sum()))
+        return Prepared(self._losses(batch, choice, engine), tuple(counted), choice.observed)
 
     def _losses(self, batch: Batch, choice: Choice, engine: Engine) -> Iterator[Tensor]:
         for part in batch.micro_batches(self.stream.accumulation):
-            yield engine.module(*self._inputs(batch, choice, part)).loss_sum
+            yield engine.module(*self._inputs(batch, choice, part)).loss_sums
 
-    def _inputs(self, batch: Batch, choice: Choice, part: slice) -> tuple[Tensor, ...]:
+    def _inputs(self, batch: Batch, choice: Choice, part: slice) -> tuple[Tensor, Chosen]:
         """Put one micro-batch on the device: int16 travels, normalisation happens there."""
         device = self.world.device
         image_BCHW = self.normaliser(batch.image_BCHW[part].to(device, non_blocking=True))
-        tokens = (choice.shown_BK, choice.hidden_BM, choice.counted_BM)
-        return image_BCHW, *(torch.from_numpy(a[part]).to(device) for a in tokens)
+        return image_BCHW, Chosen.of(choice, batch.valid_BS, part, self.layout.tokens).to(device)
 
     def measure(self, step: int, engine: Engine) -> dict[str, float]:
         """Nothing but the loss is measured on the way."""
@@ -173,16 +183,14 @@ class Pretraining:
         """Reconstruct the first images of the run's last step; colours are on the `minmax` scale."""
         # the last step's: its masks are those of the curriculum's end
         batch = self.stream[self.span.total - 1]
-        image, shown, hidden, counted = self._inputs(
-            batch, self.choose(batch), slice(0, self.config.panel_images)
-        )
-        predicted = engine.module(image, shown, hidden, counted).predicted_BMP
-        cubes, place = self.model.source(image), hidden.unsqueeze(-1).expand_as(predicted)
-        restored = restore(predicted, gather(cubes, hidden), self.config.model, self.layout)
-        reconstructed = to_image(cubes.scatter(1, place, restored), self.layout)
+        image, chosen = self._inputs(batch, self.choose(batch), slice(0, self.config.panel_images))
+        predicted = engine.module(image, chosen).predicted_BMP
+        target, source = self.config.model.target, self.model.source(image)
+        reconstructed = picture(source, chosen, predicted, target, self.layout)
         columns = {
-            "shown": to_image(to_cubes(self.to_unit(image), self.layout).scatter(1, place, 0.0), self.layout),
-            "reconstructed": self.to_unit(reconstructed) if self.model.to_unit is None else reconstructed,
+            "shown": picture(to_cubes(self.to_unit(image), self.layout), chosen, None, target, self.layout),
+            # targets of unit scale are made from images of unit scale
+            "reconstructed": reconstructed if self.model.to_unit else self.to_unit(reconstructed),
             "original": self.to_unit(image),
         }
         bands = self.data.rgb()

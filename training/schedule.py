@@ -74,4 +74,4 @@ def _layer(name: str, depth: int) -> int:
     block = re.match(r"encoder\.blocks\.(\d+)\.", name)
     if block:
         return int(block[1]) + 1
-    return 0 if name.startswith(("encoder.embed", "encoder.positions")) else depth + 1
+    return 0 if name.startswith(("encoder.embed", "encoder.positions", "encoder.class_token")) else depth + 1

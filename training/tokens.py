@@ -1,15 +1,19 @@
-"""Images to spectral cubes and back: the token layout of S2MAE.
+"""Images to spectral cubes and back: the token layout of S2MAE, and of SatMAE with unequal groups.
 
-A cube is `bands_per_cube` consecutive bands over one patch; the token index is spectral-major, `t * S + s`.
+A cube is a group of bands over one patch; the token index is spectral-major, `t * S + s`. Where groups hold
+unequal numbers of bands, smaller cubes are filled up with zeros to the voxels of the largest.
 Shape letters: B batch, C bands, H W pixels, T spectral groups, S places, N = T * S tokens, K chosen tokens,
-D width, P voxels of a cube.
+D width, P voxels of the largest cube.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import chain
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.contract import Normalisation
@@ -19,30 +23,49 @@ from pipeline.sample import NODATA
 
 @dataclass(frozen=True)
 class Layout:
-    """How an image of `channels` bands and `image_px` pixels a side is cut into cubes."""
+    """How an image of `image_px` pixels a side is cut into cubes."""
 
-    channels: int
+    members: tuple[tuple[int, ...], ...]
+    """Channels of each spectral group; every channel is in one group."""
     image_px: int
     patch_px: int = 8
-    bands_per_cube: int = 3
+    shared: bool = True
+    """Whether one projection serves all groups, which must then be of one size."""
+    waves_nm: tuple[tuple[float, float], ...] = ()
+    """Centre wavelength and width of each channel; positions by wavelength need them."""
 
     def __post_init__(self) -> None:
-        if self.channels % self.bands_per_cube:
-            fits = [d for d in range(1, self.channels + 1) if self.channels % d == 0]
-            raise ConfigError(
-                f"{self.channels} bands cannot be cut into cubes of {self.bands_per_cube}: set model.bands_per_cube"
-                f" to one of {fits}, or choose another number of bands in data.bands."
-            )
         if self.image_px % self.patch_px:
             raise ConfigError(
                 f"patches of {self.patch_px} px do not divide {self.image_px} px:"
                 " change model.patch_px or data.image_px."
             )
 
+    @classmethod
+    def even(cls, channels: int, image_px: int, patch_px: int = 8, bands_per_cube: int = 3) -> Layout:
+        """Return the layout whose cubes hold `bands_per_cube` consecutive bands each.
+
+        Raises `ConfigError` naming what fits where the number of bands does not divide.
+        """
+        if channels % bands_per_cube:
+            fits = [d for d in range(1, channels + 1) if channels % d == 0]
+            raise ConfigError(
+                f"{channels} bands cannot be cut into cubes of {bands_per_cube}: set model.bands_per_cube"
+                f" to one of {fits}, choose another number of bands in data.bands, or list unequal groups of bands"
+                " in model.groups."
+            )
+        members = [tuple(range(i, i + bands_per_cube)) for i in range(0, channels, bands_per_cube)]
+        return cls(tuple(members), image_px, patch_px)
+
+    @property
+    def channels(self) -> int:
+        """C, the number of bands."""
+        return sum(len(m) for m in self.members)
+
     @property
     def groups(self) -> int:
         """T, the number of spectral groups."""
-        return self.channels // self.bands_per_cube
+        return len(self.members)
 
     @property
     def side(self) -> int:
@@ -60,15 +83,38 @@ class Layout:
         return self.groups * self.places
 
     @property
+    def depth(self) -> int:
+        """Bands of the largest group."""
+        return max(len(m) for m in self.members)
+
+    @property
     def voxels(self) -> int:
-        """P, the number of voxels of a cube."""
-        return self.bands_per_cube * self.patch_px**2
+        """P, the number of voxels of the largest cube."""
+        return self.depth * self.patch_px**2
+
+    def voxels_of(self, group: int) -> int:
+        """Return the number of voxels of a cube of one group."""
+        return len(self.members[group]) * self.patch_px**2
+
+    @property
+    def equal(self) -> bool:
+        """Whether all cubes hold the same number of voxels."""
+        return all(len(m) == self.depth for m in self.members)
+
+    @property
+    def plain(self) -> bool:
+        """Whether the groups are equal and consecutive, so that no band has to be moved."""
+        return self.equal and list(chain(*self.members)) == list(range(self.channels))
 
 
 def to_cubes(image_BCHW: Tensor, layout: Layout) -> Tensor:
-    """Cut images [B, C, H, W] into cubes [B, N, P]; voxels are ordered (band, y, x)."""
+    """Cut images [B, C, H, W] into cubes [B, N, P]; voxels are ordered (band, y, x), then zeros."""
     B = image_BCHW.shape[0]
-    T, b, g, p = layout.groups, layout.bands_per_cube, layout.side, layout.patch_px
+    T, b, g, p = layout.groups, layout.depth, layout.side, layout.patch_px
+    if not layout.plain:
+        # one more channel, of zeros, for the places that a small group leaves empty
+        slots, _ = _slots(layout, image_BCHW.device)
+        image_BCHW = F.pad(image_BCHW, (0, 0, 0, 0, 0, 1)).index_select(1, slots)
     # groups before places: the token index is t * S + s, so a place repeats every S tokens
     split = image_BCHW.reshape(B, T, b, g, p, g, p)
     return split.permute(0, 1, 3, 5, 2, 4, 6).reshape(B, layout.tokens, layout.voxels)
@@ -77,9 +123,33 @@ def to_cubes(image_BCHW: Tensor, layout: Layout) -> Tensor:
 def to_image(cubes_BNP: Tensor, layout: Layout) -> Tensor:
     """Put cubes [B, N, P] together to images [B, C, H, W]: the inverse of `to_cubes`."""
     B = cubes_BNP.shape[0]
-    T, b, g, p = layout.groups, layout.bands_per_cube, layout.side, layout.patch_px
-    split = cubes_BNP.reshape(B, T, g, g, b, p, p)
-    return split.permute(0, 1, 4, 2, 5, 3, 6).reshape(B, layout.channels, layout.image_px, layout.image_px)
+    T, b, g, p = layout.groups, layout.depth, layout.side, layout.patch_px
+    split = cubes_BNP.reshape(B, T, g, g, b, p, p).permute(0, 1, 4, 2, 5, 3, 6)
+    image = split.reshape(B, T * b, layout.image_px, layout.image_px)
+    return image if layout.plain else image.index_select(1, _slots(layout, image.device)[1])
+
+
+def real_voxels(tokens_BK: Tensor, layout: Layout) -> Tensor | None:
+    """Tell which voxels of cubes [B, K] are no filling, float32 [B, K, P]; None where all are real."""
+    if layout.equal:
+        return None
+    return _real(layout, tokens_BK.device)[tokens_BK % layout.tokens // layout.places]
+
+
+@lru_cache(maxsize=64)
+def _slots(layout: Layout, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the channel of each slot [T * b], C for an empty one, and the slot of each channel [C]."""
+    empty = layout.channels
+    filled = [[*m, *[empty] * (layout.depth - len(m))] for m in layout.members]
+    slots = list(chain(*filled))
+    where = [slots.index(channel) for channel in range(layout.channels)]
+    return torch.tensor(slots, device=device), torch.tensor(where, device=device)
+
+
+@lru_cache(maxsize=64)
+def _real(layout: Layout, device: torch.device) -> Tensor:
+    count = torch.tensor([layout.voxels_of(t) for t in range(layout.groups)], device=device)
+    return (torch.arange(layout.voxels, device=device) < count[:, None]).float()
 
 
 def gather(x_BNx: Tensor, chosen_BK: Tensor) -> Tensor:

@@ -29,11 +29,11 @@ class Model(nn.Module):
             loss = loss * float("nan")
         if poison == "gradient":  # the loss stays finite: the slope of a root at 0 does not
             loss = loss + torch.sqrt((self.linear.weight.float().sum() * 0).abs())
-        return loss
+        return loss[None]
 
 
 class Work:
-    counted, observed = 1.0, {"seen": 3.0}
+    counted, observed = (1.0,), {"seen": 3.0}
 
     def __init__(self, engine, poison, precision):
         self.engine, self.poison = engine, poison

@@ -7,16 +7,15 @@ import pytest
 
 from pipeline.errors import ConfigError, UnknownNameError
 from training import masking
-from training.masking import MASKINGS, Draw, MaskingConfig
+from training.masking import MASKINGS, Draw, Keys, MaskingConfig
 
 TOKENS, GROUPS, PLACES = 576, 4, 144
 IDS = np.arange(200, dtype=np.uint64)
 
 
 def draw(strength: float = 0.0, images: int = 64, **config: object) -> Draw:
-    noise = masking.token_noise(7, IDS[:images], 0, TOKENS)
     saliency = np.random.default_rng(1).random((images, PLACES))
-    return Draw(noise, saliency, GROUPS, strength, MaskingConfig.model_validate(config))
+    return Draw(Keys(7, IDS[:images], 0), saliency, GROUPS, strength, MaskingConfig.model_validate(config))
 
 
 def everything_valid(images: int = 64) -> np.ndarray:
@@ -106,19 +105,16 @@ def test_invalid_cubes_are_hidden_first_and_carry_no_loss() -> None:
 
 def test_a_mask_does_not_depend_on_the_rest_of_the_batch() -> None:
     whole = masking.choose(draw(0.25, strategy="saliency"), everything_valid())
-    alone = masking.Draw(
-        masking.token_noise(7, IDS[5:6], 0, TOKENS),
-        draw().saliency_BS[5:6],
-        GROUPS,
-        0.25,
-        MaskingConfig(strategy="saliency"),
+    alone = Draw(
+        Keys(7, IDS[5:6], 0), draw().saliency_BS[5:6], GROUPS, 0.25, MaskingConfig(strategy="saliency")
     )
     assert (masking.choose(alone, everything_valid(1)).shown_BK[0] == whole.shown_BK[5]).all()
 
 
 @pytest.mark.parametrize("other", [(8, 0), (7, 1)])
 def test_noise_changes_with_seed_and_epoch(other: tuple[int, int]) -> None:
-    here, there = masking.token_noise(7, IDS, 0, 64), masking.token_noise(other[0], IDS, other[1], 64)
+    here = masking.token_noise(Keys(7, IDS, 0), 64)
+    there = masking.token_noise(Keys(other[0], IDS, other[1]), 64)
     assert (here != there).mean() > 0.99
     assert 0 < here.min() < here.max() < 1
 

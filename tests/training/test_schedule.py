@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
+from training.architecture import ModelConfig
 from training.finetune import Downstream
-from training.model import Encoder, ModelConfig, SpatialSpectralMAE
+from training.model import Encoder, SpatialSpectralMAE
 from training.schedule import OptimiserConfig, decay_groups, layer_decay_groups, learning_rate
 from training.tasks.classification import PooledHead
 from training.tokens import Layout
 
-LAYOUT = Layout(6, 32)
+LAYOUTS = {"sentinel2": Layout.even(6, 32)}
 
 
 def test_the_published_recipe_peaks_at_its_rate() -> None:
@@ -27,7 +28,7 @@ def test_the_rate_rises_linearly_and_falls_as_half_a_cosine_to_zero() -> None:
 
 
 def test_decay_spares_biases_and_one_dimensional_parameters() -> None:
-    model = SpatialSpectralMAE(ModelConfig(size="tiny"), LAYOUT)
+    model = SpatialSpectralMAE(ModelConfig(size="tiny"), LAYOUTS)
     groups = {g["weight_decay"]: g["params"] for g in decay_groups(model, 0.05)}
     assert all(p.ndim > 1 for p in groups[0.05])
     assert all(p.ndim <= 1 for p in groups[0.0])
@@ -35,13 +36,13 @@ def test_decay_spares_biases_and_one_dimensional_parameters() -> None:
 
 
 def test_layer_decay_slows_the_embedding_most_and_leaves_out_the_frozen() -> None:
-    model = Downstream(Encoder(ModelConfig(size="tiny"), LAYOUT), PooledHead(96, 3), frozen=False)
+    model = Downstream(Encoder(ModelConfig(size="tiny"), LAYOUTS), PooledHead(96, 3), frozen=False)
     scale = {id(p): g["lr_scale"] for g in layer_decay_groups(model, 0.05, 0.5, depth=4) for p in g["params"]}
     named = dict(model.named_parameters())
-    assert scale[id(named["encoder.embed.weight"])] == 0.5**5
+    assert scale[id(named["encoder.embed.shared.weight"])] == 0.5**5
     assert scale[id(named["encoder.blocks.3.mlp.0.weight"])] == 0.5
     assert scale[id(named["head.linear.weight"])] == 1.0
-    probe = Downstream(Encoder(ModelConfig(size="tiny"), LAYOUT), PooledHead(96, 3), frozen=True)
+    probe = Downstream(Encoder(ModelConfig(size="tiny"), LAYOUTS), PooledHead(96, 3), frozen=True)
     trained = [p for g in layer_decay_groups(probe, 0.05, 0.5, depth=4) for p in g["params"]]
     assert sum(p.numel() for p in trained) == sum(p.numel() for p in probe.head.parameters())
     assert torch.is_tensor(trained[0])

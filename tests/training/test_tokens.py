@@ -14,12 +14,12 @@ from training.tokens import Layout, Normaliser, gather, to_cubes, to_image
 
 @pytest.mark.parametrize(("image_px", "tokens"), [(96, 576), (128, 1024)])
 def test_token_counts_are_the_published_ones(image_px: int, tokens: int) -> None:
-    layout = Layout(12, image_px)
+    layout = Layout.even(12, image_px)
     assert (layout.tokens, layout.groups, layout.voxels) == (tokens, 4, 192)
 
 
 def test_cubes_are_spectral_major_and_ordered_band_y_x() -> None:
-    layout = Layout(channels=6, image_px=16)
+    layout = Layout.even(channels=6, image_px=16)
     image = torch.arange(6 * 16 * 16).view(1, 6, 16, 16)
     cubes = to_cubes(image, layout)
     t, row, col = 1, 1, 0
@@ -33,16 +33,16 @@ def test_cubes_are_spectral_major_and_ordered_band_y_x() -> None:
 def test_images_survive_the_way_through_cubes(
     channels: int, image_px: int, patch_px: int, depth: int
 ) -> None:
-    layout = Layout(channels, image_px, patch_px, depth)
+    layout = Layout.even(channels, image_px, patch_px, depth)
     image = torch.randn(2, channels, image_px, image_px)
     assert torch.equal(to_image(to_cubes(image, layout), layout), image)
 
 
 def test_a_band_count_that_does_not_divide_names_what_does() -> None:
     with pytest.raises(ConfigError, match=r"10 bands.*cubes of 3.*\[1, 2, 5, 10\]"):
-        Layout(10, 96)
+        Layout.even(10, 96)
     with pytest.raises(ConfigError, match=r"do not divide 100 px"):
-        Layout(12, 100)
+        Layout.even(12, 100)
 
 
 def test_gather_picks_tokens() -> None:
