@@ -23,6 +23,7 @@ from preprocessing.readers import packed
 from preprocessing.scenes import Scene
 
 Offset = Literal["auto", "applied", "not_applied"]
+QualityMasks = Literal["auto", "required", "off"]
 _ID_LENGTH = 64
 _DIGEST_LENGTH = 8
 KeyT = TypeVar("KeyT")
@@ -45,6 +46,9 @@ class Request:
     `not_applied` adds the usual one, for archives whose metadata has lost it."""
     files: FilesConfig | None = None
     """Where plain image files lie, for the reader of those."""
+    quality_masks: QualityMasks = "off"
+    """What the bands of a product say of themselves in files of their own: `auto` takes those that are there,
+    `required` refuses a product without, `off` takes none."""
     table: Path | None = None
     """Table in which a set tells classes and splits of its scenes, for the reader of that set."""
 

@@ -19,10 +19,10 @@ from preprocessing.readers.product import (
     Reader,
     Request,
     find_products,
+    labels_beside,
     list_members,
     product_name,
     read_member,
-    share,
 )
 from preprocessing.readers.sentinel2_bands import (
     BAND_IDS,
@@ -50,6 +50,9 @@ def find(root: Path, request: Request) -> Sequence[Path]:
 
 
 def _is_product(place: Path, names: Collection[str]) -> bool:
+    # named alike in old products, which are another reader's
+    if place.parent.name == "GRANULE":
+        return False
     # tiles are mirrored under any name, mostly the number of a day's image
     has_bands = any(_IMAGE_FILE.fullmatch(name) for name in names)
     return (
@@ -70,6 +73,7 @@ def open_scene(product: Path, request: Request) -> Scene:
         members=members,
         images=_images(members),
         folder="",
+        labels=labels_beside(product),
         checksums=packed.zip_checksums(product),
     )
     return make_scene(contents, request, _name(product, members, tree), READER.name)
@@ -77,7 +81,7 @@ def open_scene(product: Path, request: Request) -> Scene:
 
 def _metadata(product: Path, members: Collection[str], tree: markup.Element) -> Metadata:
     # not part of a tile, but some tools fetch it along
-    if any(name in members for name in sentinel2.LEVELS):
+    if sentinel2.metadata_of(members):
         return sentinel2.read_metadata(product, members, {})
     where = f"{product.name}/{METADATA}"
     # the root's name stands behind its namespace
@@ -90,13 +94,14 @@ def _metadata(product: Path, members: Collection[str], tree: markup.Element) -> 
         )
     # by the baseline and not by the date: old scenes are reprocessed
     offset = OFFSET_DN if has_offset(baseline[1]) else 0
+    acquired, cloud_share = sentinel2.tile_facts(tree, where)
     return Metadata(
         level=level,
         baseline=baseline[1],
-        acquired=markup.text(tree, "SENSING_TIME") or "",
+        acquired=acquired,
         quantification=QUANTIFICATION,
         offsets=dict.fromkeys(BAND_IDS, offset) if offset else {},
-        cloud_share=share(markup.text(tree, "CLOUDY_PIXEL_PERCENTAGE"), "CLOUDY_PIXEL_PERCENTAGE", where),
+        cloud_share=cloud_share,
         generated=markup.text(tree, "ARCHIVING_TIME") or "",
     )
 

@@ -1,43 +1,29 @@
-"""What all layouts of Sentinel-2 products share: the offset rule, the mask codes, and how a scene is put together.
+"""What all layouts of Sentinel-2 products share: the offset rule, and how a scene is put together.
 
 Specification: S2-PDGS-TAS-DI-PSD (ESA).
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.errors import SceneError
 from pipeline.sample import Flag
-from preprocessing.readers.product import Request, choose_gsd, labels_beside, missing_band, scene_id
+from preprocessing.readers import sentinel2_masks
+from preprocessing.readers.product import Request, choose_gsd, missing_band, scene_id
+from preprocessing.readers.sentinel2_masks import QualityFiles
 from preprocessing.scenes import BandSource, Checksum, MaskSource, Scene
 
 BAND_IDS = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B10", "B11", "B12")
 """The specification's `band_id` counts these from 0."""
-SCL_FLAGS = {
-    0: Flag.NODATA,
-    1: Flag.SATURATED,  # saturated or defective
-    3: Flag.SHADOW,
-    8: Flag.CLOUD,  # medium probability
-    9: Flag.CLOUD,  # high probability
-    10: Flag.CIRRUS,
-    11: Flag.SNOW,
-}
-CLASSI_FLAGS = (Flag.CLOUD, Flag.CIRRUS, Flag.SNOW)
-"""Layers of MSK_CLASSI: opaque clouds, cirrus, snow and ice (L1C from baseline 04.00 on)."""
-GML_FLAGS = {"OPAQUE": Flag.CLOUD, "CIRRUS": Flag.CIRRUS}
-"""Kinds of polygon in MSK_CLOUDS (L1C before baseline 04.00)."""
 FIRST_BASELINE_WITH_OFFSET = 4.0
 OFFSET_DN = -1_000
 """The offset of every band of every product so far, from that baseline on."""
 NATIVE = 0.0
 """Pixel size of a file whose name has none (L1C: one file a band)."""
 OFFSET_TAGS = {"L2A": "BOA_ADD_OFFSET", "L1C": "RADIO_ADD_OFFSET"}
-
-_CLOUDS = re.compile(r"(?:.*/QI_DATA|qi)/(?:MSK_)?(CLASSI|CLOUDS)_B00\.(?:jp2|gml)")
 
 
 @dataclass(frozen=True)
@@ -71,6 +57,8 @@ class Contents:
     """Layer (B02, SCL) -> pixel size in metres -> relative name."""
     folder: str
     """Where images are looked for, for people."""
+    labels: str | None = None
+    """Class raster beside it, where there is one."""
     checksums: Mapping[str, Checksum] = field(default_factory=dict)
     """Relative name -> what the product says its file's bytes sum to."""
 
@@ -100,12 +88,12 @@ def make_scene(contents: Contents, request: Request, name: str, reader: str) -> 
         acquired=metadata.acquired,
         bands=tuple(_band(contents, band, request) for band in request.bands),
         masks=masks,
-        labels=labels_beside(contents.product),
+        labels=contents.labels,
         licence=request.sensor.licence,
         cloud_share=metadata.cloud_share,
         # what decides between two versions of a scene: both parts sort as texts
         version=f"{metadata.baseline} {metadata.generated}",
-        notes=_notes(contents, request, bool(masks)),
+        notes=_notes(contents, request, masks),
     )
 
 
@@ -161,34 +149,27 @@ def _present(images: Mapping[str, Mapping[float, str]]) -> list[str]:
 
 
 def _masks(contents: Contents, request: Request) -> tuple[MaskSource, ...]:
+    files = QualityFiles(contents.members, contents.checksums)
+    name, wanted = contents.product.name, request.quality_masks
+    of_bands = sentinel2_masks.of_bands(files, request.bands, wanted, name)
     # L2A holds MSK_CLASSI too, but SCL also knows shadows
     if contents.metadata.level == "L1C":
-        return _cloud_masks(contents)
+        clouds = files.clouds()
+        if not clouds and wanted == "required":
+            raise SceneError(
+                f"{name}: no cloud mask (MSK_CLASSI_B00.jp2 or MSK_CLOUDS_B00.gml). Fetch the product again, or set"
+                " `quality_masks: auto`."
+            )
+        return clouds + of_bands
     if "SCL" not in contents.images:
         raise SceneError(
-            f"{contents.product.name}: no scene classification (SCL) in {contents.product}/{contents.folder}."
+            f"{name}: no scene classification (SCL) in {contents.product}/{contents.folder}."
             " Fetch the product again."
         )
-    name = choose_gsd(contents.images["SCL"], request.gsd_m)
-    return (
-        MaskSource(contents.members[name], classes=dict(SCL_FLAGS), checksum=contents.checksums.get(name)),
-    )
+    return (files.classification(contents.images["SCL"], request.gsd_m), *of_bands)
 
 
-def _cloud_masks(contents: Contents) -> tuple[MaskSource, ...]:
-    """Return the cloud mask of an L1C product, where it holds one."""
-    found = {match[1]: name for name in contents.members if (match := _CLOUDS.fullmatch(name))}
-    # products hold one of them; where an archive added the other, the newer counts
-    for kind in ("CLASSI", "CLOUDS"):
-        if kind in found:
-            path, checksum = contents.members[found[kind]], contents.checksums.get(found[kind])
-            if kind == "CLASSI":
-                return (MaskSource(path, layers=CLASSI_FLAGS, checksum=checksum),)
-            return (MaskSource(path, polygons=dict(GML_FLAGS), checksum=checksum),)
-    return ()
-
-
-def _notes(contents: Contents, request: Request, masked: bool) -> tuple[str, ...]:
+def _notes(contents: Contents, request: Request, masks: Sequence[MaskSource]) -> tuple[str, ...]:
     metadata = contents.metadata
     values = sorted(set(metadata.offsets.values()))
     stated = ", ".join(f"{value:g}" for value in values) or "none"
@@ -201,7 +182,8 @@ def _notes(contents: Contents, request: Request, masked: bool) -> tuple[str, ...
         f"processing baseline {metadata.baseline}",
         f"{OFFSET_TAGS[metadata.level]} {stated}, {used}",
     ]
-    if not masked:
+    clouds = any(Flag.CLOUD in (*m.classes.values(), *m.layers, *m.polygons.values()) for m in masks)
+    if not clouds:
         notes.append("no cloud mask in the product")
     elif metadata.level == "L1C":
         notes.append("clouds from the L1C mask, no shadows")

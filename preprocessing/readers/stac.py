@@ -17,7 +17,7 @@ from pipeline.errors import MissingInputError, SceneError
 from pipeline.sample import Flag
 from preprocessing.readers.landsat import QA_PIXEL_BITS
 from preprocessing.readers.product import Reader, Request, find_files, missing_band, scene_id
-from preprocessing.readers.sentinel2_bands import SCL_FLAGS
+from preprocessing.readers.sentinel2_masks import SCL_FLAGS
 from preprocessing.scenes import BandSource, MaskSource, Scene
 
 Item = Mapping[str, Any]

@@ -30,7 +30,7 @@ def write_aws(folder: Path, options: SafeOptions, written: Callable[[str], None]
         (tile / "qi").mkdir(parents=True)
         for image in (granule / "IMG_DATA").rglob("*.jp2"):
             _move(image, tile / _image_name(image))
-        for mask in (granule / "QI_DATA").glob("MSK_CL*"):
+        for mask in (granule / "QI_DATA").glob("MSK_*"):
             _move(mask, tile / "qi" / mask.name)
         _move(granule / "MTD_TL.xml", tile / "metadata.xml")
         for name, tree in _info(product.stem, options).items():

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from preprocessing.simulation import aws, landsat, safe
+from preprocessing.simulation import aws, landsat, old_safe, safe
 from preprocessing.simulation.landsat import LandsatOptions
 from preprocessing.simulation.packed import tar_product, zip_product
 from preprocessing.simulation.safe import SafeOptions
@@ -36,6 +36,8 @@ class Kind:
     """Write one, with its land cover beside it, into a folder; returns its path. Told every image that is done."""
     image_count: Callable[[Ground], int]
     """Number of images that it tells of."""
+    scenes: int = 1
+    """Number of scenes it holds, each on ground of its own."""
 
 
 def _sentinel2(level: Literal["L1C", "L2A"], pack: Pack | None = None, tile: bool = False) -> Kind:
@@ -47,6 +49,14 @@ def _sentinel2(level: Literal["L1C", "L2A"], pack: Pack | None = None, tile: boo
         return pack(product) if pack else product
 
     return Kind("sentinel2", write, lambda ground: safe.image_count(options(ground)))
+
+
+def _old_sentinel2(pack: Pack | None = None) -> Kind:
+    def write(folder: Path, ground: Ground, written: Written) -> Path:
+        product = old_safe.write_old_safe(folder, SafeOptions(ground.size_px, ground.seed), written)
+        return pack(product) if pack else product
+
+    return Kind("sentinel2", write, lambda ground: old_safe.old_image_count(SafeOptions(ground.size_px)), 2)
 
 
 def _landsat(
@@ -72,6 +82,8 @@ PRODUCTS: dict[str, Kind] = {
     "sentinel2-l1c": _sentinel2("L1C"),
     "sentinel2-l2a-zip": _sentinel2("L2A", zip_product),
     "sentinel2-l1c-zip": _sentinel2("L1C", zip_product),
+    "sentinel2-l1c-2016": _old_sentinel2(),
+    "sentinel2-l1c-2016-zip": _old_sentinel2(zip_product),
     "sentinel2-aws-l1c": _sentinel2("L1C", tile=True),
     "sentinel2-aws-l2a": _sentinel2("L2A", tile=True),
     "sentinel2-aws-l1c-zip": _sentinel2("L1C", zip_product, tile=True),

@@ -93,10 +93,14 @@ def _raster(path: Path, driver: str, profile: dict[str, Any]) -> Iterator[Datase
 
 
 def write_jp2(
-    path: Path, array: NDArray[np.uint8] | NDArray[np.uint16], gsd_m: float, coding: Coding
+    path: Path,
+    array: NDArray[np.uint8] | NDArray[np.uint16],
+    gsd_m: float,
+    coding: Coding,
+    place: Place = PLACE,
 ) -> None:
     """Write [y, x] or [layer, y, x] as JPEG 2000 without loss, as the product's own writer lays it out."""
-    profile = _profile(array, gsd_m, coding.tile_px)
+    profile = _profile(array, gsd_m, coding.tile_px, place)
     profile |= {"QUALITY": "100", "REVERSIBLE": "YES", "YCBCR420": "NO", "GMLJP2": "YES"}
     profile |= _coding_options(coding, min(profile["blockxsize"], profile["blockysize"]))
     with _raster(path, "JP2OpenJPEG", profile) as raster:

@@ -1,6 +1,6 @@
 """A simulated Sentinel-2 product: a `.SAFE` folder with JPEG 2000 bands, scene classification and metadata.
 
-The layout is the real one; left out are TCI, AOT, WVP, all quality masks but L1C's clouds, DATASTRIP and HTML.
+The layout is the real one; left out are TCI, AOT, WVP, detector footprints, L2A's cloud masks, DATASTRIP and HTML.
 """
 
 from __future__ import annotations
@@ -15,16 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.sensors import SENSORS, Band
+from preprocessing.simulation import quality_masks
 from preprocessing.simulation.cloud_masks import write_cloud_mask
 from preprocessing.simulation.noise import Float
-from preprocessing.simulation.raster import IMAGE_CODINGS, write_jp2, write_landcover
+from preprocessing.simulation.raster import IMAGE_CODINGS, PLACE, Place, write_jp2, write_landcover
 from preprocessing.simulation.safe_metadata import Description, manifest_xml, product_xml, tile_xml
 from preprocessing.simulation.view import View, make_view
 
 QUANTIFICATION = 10_000
 OFFSET_DN = -1_000
 """From baseline 04.00 on."""
-TILE = "T32UPU"
+TILES = {"T32UPU": PLACE, "T32UQU": Place("EPSG:32632", 699_960, 5_400_000)}
+"""Tile -> where it lies; the first is the usual one, the second its neighbour in the east."""
 LARGEST_DN = 65_534
 """65 535 means saturated."""
 
@@ -39,6 +41,15 @@ class SafeOptions:
     baseline: str = "05.10"
     """Processing baseline; from 04.00 on digital numbers carry an offset."""
     level: Literal["L1C", "L2A"] = "L2A"
+    tile: str = "T32UPU"
+    """A key of `TILES`."""
+    has_flaws: bool = False
+    """Quality masks mark a lost packet, a dead column, saturated and unmeasured pixels."""
+
+    @property
+    def ground_key(self) -> int:
+        """Return the key of the ground: neighbouring tiles are not the same ground."""
+        return self.seed + 100_000 * list(TILES).index(self.tile)
 
     @property
     def offset_dn(self) -> int:
@@ -53,26 +64,35 @@ def write_safe(
 
     written: is told each image's name when it is done.
     """
-    view = make_view(options.size_px, options.seed, "sentinel2")
+    view = make_view(options.size_px, options.ground_key, "sentinel2")
     what = _describe(options)
     product = folder / f"{what.name}.SAFE"
     # one image at a time: a whole tile's bands at three pixel sizes are gigabytes
     for name, array, gsd_m in _images(view, options):
-        write_jp2(
-            product / f"{_image_path(what.granule, options.level, name, gsd_m)}.jp2",
-            array,
-            gsd_m,
-            IMAGE_CODINGS[gsd_m],
-        )
+        path = product / f"{_image_path(what.granule, options.level, name, gsd_m)}.jp2"
+        write_jp2(path, array, gsd_m, IMAGE_CODINGS[gsd_m], what.place)
         written(f"{name} at {gsd_m} m")
-    if options.level == "L1C":
-        write_cloud_mask(product / "GRANULE" / what.granule / "QI_DATA", view, options.offset_dn != 0)
+    _write_masks(product / "GRANULE" / what.granule / "QI_DATA", view, options)
     (product / f"MTD_MSI{options.level}.xml").write_text(product_xml(what), encoding="utf-8")
     (product / "GRANULE" / what.granule / "MTD_TL.xml").write_text(tile_xml(what), encoding="utf-8")
     # last: it holds the checksums of all others
     (product / "manifest.safe").write_text(manifest_xml(product), encoding="utf-8")
-    write_landcover(folder / f"{what.name}_landcover.tif", view.classes(10), 10)
+    write_landcover(folder / f"{what.name}_landcover.tif", view.classes(10), 10, what.place)
     return product
+
+
+def _write_masks(folder: Path, view: View, options: SafeOptions) -> None:
+    place, has_layers = TILES[options.tile], options.offset_dn != 0
+    # both changed with one baseline
+    if options.level == "L1C":
+        write_cloud_mask(folder, view, has_layers, place)
+    for band in SENSORS["sentinel2"].bands:
+        side_px = options.size_px * 10 // round(band.gsd_m)
+        marked = quality_masks.marks(band, side_px, options.has_flaws)
+        if has_layers:
+            quality_masks.write_layers(folder, band, side_px, marked, place)
+        else:
+            quality_masks.write_polygons(folder, band, marked, place)
 
 
 def image_count(options: SafeOptions) -> int:
@@ -87,9 +107,9 @@ def _describe(options: SafeOptions) -> Description:
         days=options.seed % 90, minutes=options.seed // 90
     )
     stamp, baseline = time.strftime("%Y%m%dT%H%M%S"), options.baseline.replace(".", "")
-    granule = f"{options.level}_{TILE}_A000001_{stamp}"
+    granule = f"{options.level}_{options.tile}_A000001_{stamp}"
     return Description(
-        name=f"S2A_MSI{options.level}_{stamp}_N{baseline}_R022_{TILE}_{stamp}",
+        name=f"S2A_MSI{options.level}_{stamp}_N{baseline}_R022_{options.tile}_{stamp}",
         level=options.level,
         baseline=options.baseline,
         time=time.strftime("%Y-%m-%dT%H:%M:%S.000Z"),
@@ -102,12 +122,14 @@ def _describe(options: SafeOptions) -> Description:
         size_px=options.size_px,
         quantification=QUANTIFICATION,
         offset_dn=options.offset_dn,
+        place=TILES[options.tile],
     )
 
 
 def _image_path(granule: str, level: str, name: str, gsd_m: int) -> str:
     # L1C holds each band once, so that its folders and names have no pixel size
-    stem = f"{TILE}_{granule.rsplit('_', 1)[1]}_{name}"
+    _, tile, _, stamp = granule.split("_")
+    stem = f"{tile}_{stamp}_{name}"
     folder = f"GRANULE/{granule}/IMG_DATA"
     return f"{folder}/{stem}" if level == "L1C" else f"{folder}/R{gsd_m}m/{stem}_{gsd_m}m"
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.sensors import SENSORS
-from preprocessing.simulation.raster import PLACE
+from preprocessing.simulation.raster import PLACE, Place
 
 _HEAD = '<?xml version="1.0" encoding="UTF-8" standalone="no"?>\n'
 _NOTE = "<!-- Simulated scene: no satellite took it. -->\n"
@@ -33,6 +33,7 @@ class Description:
     quantification: int
     offset_dn: int
     """The specification's ADD_OFFSET for every band; 0 before baseline 04.00, whose metadata has none."""
+    place: Place = PLACE
 
     @property
     def processing_level(self) -> str:
@@ -135,7 +136,7 @@ def tile_xml(what: Description) -> str:
         for gsd, side in sides.items()
     )
     places = (
-        f'<Geoposition resolution="{gsd}"><ULX>{PLACE.left_m:.0f}</ULX><ULY>{PLACE.top_m:.0f}</ULY>'
+        f'<Geoposition resolution="{gsd}"><ULX>{what.place.left_m:.0f}</ULX><ULY>{what.place.top_m:.0f}</ULY>'
         f"<XDIM>{gsd}</XDIM><YDIM>-{gsd}</YDIM></Geoposition>"
         for gsd in sides
     )
@@ -147,8 +148,8 @@ def tile_xml(what: Description) -> str:
   </n1:General_Info>
   <n1:Geometric_Info>
     <Tile_Geocoding metadataLevel="Brief">
-      <HORIZONTAL_CS_NAME>WGS84 / UTM zone {PLACE.crs[-2:]}N</HORIZONTAL_CS_NAME>
-      <HORIZONTAL_CS_CODE>{PLACE.crs}</HORIZONTAL_CS_CODE>
+      <HORIZONTAL_CS_NAME>WGS84 / UTM zone {what.place.crs[-2:]}N</HORIZONTAL_CS_NAME>
+      <HORIZONTAL_CS_CODE>{what.place.crs}</HORIZONTAL_CS_CODE>
 {_lines(6, sizes)}
 {_lines(6, places)}
     </Tile_Geocoding>

@@ -15,7 +15,8 @@ from pipeline.sensors import SENSORS
 from preprocessing import checksums, masks, radiometry
 from preprocessing.readers import Request, discover
 from preprocessing.readers.sentinel2 import open_scene
-from preprocessing.readers.sentinel2_bands import BAND_IDS, SCL_FLAGS
+from preprocessing.readers.sentinel2_bands import BAND_IDS
+from preprocessing.readers.sentinel2_masks import SCL_FLAGS
 from preprocessing.simulation.safe import SafeOptions, write_safe
 
 SENSOR = SENSORS["sentinel2"]
@@ -277,16 +278,6 @@ def test_p05_a_product_without_a_manifest_is_read(copied):
     product = copied(L2A)
     (product / "manifest.safe").unlink()
     assert open_scene(product, REQUEST).bands[0].checksum is None
-
-
-def test_several_granules_are_refused(copied):
-    product = copied(L2A)
-    granule = next((product / "GRANULE").iterdir())
-    other = granule.with_name("L2A_T32UQU_A000001_20240602T101031") / "IMG_DATA" / "R10m"
-    other.mkdir(parents=True)
-    (other / "T32UQU_20240602T101031_B02_10m.jp2").write_bytes(b"")
-    with pytest.raises(SceneError, match="holds 2 granules"):
-        open_scene(product, REQUEST)
 
 
 def test_files_of_the_desktop_are_not_taken_for_bands(copied):

@@ -280,9 +280,15 @@ def test_every_product_is_found_and_read_by_one_reader(name, tmp_path):
     product = kind.write(tmp_path / "new folder", Ground(192), told.append)
     assert len(told) == kind.image_count(Ground(192))
     request = Request(SENSORS[kind.sensor], tuple(SENSORS[kind.sensor].bands[n].name for n in (1, 4)))
-    [(reader, found)] = discover(tmp_path, request)
-    opened = reader.open(found, request)
-    assert found == product
+    scenes = discover(tmp_path, request)
+    assert len(scenes) == kind.scenes
+    for reader, found in scenes:
+        assert found == product or product in found.parents
+        check_scene(reader.open(found, request))
+
+
+def check_scene(opened):
+    """Look at labels, bands and masks of a scene that was opened."""
     assert opened.labels is not None and read(opened.labels).max() == 5
     layout = radiometry.lay_out(opened, None, None)
     for image in radiometry.band_images(layout, "bilinear"):
