@@ -14,9 +14,10 @@
    reporting page charts pictures cog growth
    scene_work cluster simulation/* finished
    offset_check panels jobs rows strips cells
+   standard_indices contributions
                       └────────────┬─────────────────────┘
-   pipeline/   histogram -> manifest -> contract -> sample ; saliency ; indices ; sensors ; keys
-               lock -> console -> config -> reference ; errors
+   pipeline/   histogram -> manifest -> contract -> sample ; saliency ; indices -> formulas
+               sensors ; keys ; lock -> console -> config -> reference ; errors
 ```
 numpy, PyYAML, pydantic and numcodecs only: importing any of it takes a fraction of a second.
 """

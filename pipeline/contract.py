@@ -12,6 +12,7 @@ from pydantic import Field
 
 from pipeline.config import Config, differences
 from pipeline.errors import ContractError, unknown
+from pipeline.indices import Index
 from pipeline.sample import NODATA, SCALE, Flag
 
 NormalisationKind = Literal["minmax", "standardise", "none"]
@@ -40,13 +41,16 @@ class BandStatistics(Config):
     n: int
     """Pixels counted."""
     mean: float
-    """Mean reflectance."""
+    """Mean reflectance, winsorised."""
     std: float
-    """Population standard deviation of reflectance."""
+    """Population standard deviation of reflectance, winsorised."""
     low: float
     """0.5 % quantile."""
     high: float
     """99.5 % quantile."""
+    winsorised: tuple[float, float] | None = None
+    """The 0.1 and 99.9 % quantiles: values beyond count as these in mean and std (`pipeline.histogram`). None in sets of
+    format 1, whose mean and std are of all values as they are, and where there are no pixels."""
 
 
 class DataContract(Config):
@@ -68,6 +72,8 @@ class DataContract(Config):
     """Index names, in the order of the cells' first axis."""
     index_bands: dict[str, tuple[str, ...]]
     """Bands each index was computed from (a fallback shows here)."""
+    index_formulas: dict[str, str] = Field(default_factory=dict)
+    """Formula of each index in band roles, as `pipeline.formulas` reads it; its roles are `index_bands` in order."""
     resampling: str
     """How coarser bands came onto the grid."""
     scale: float = SCALE
@@ -104,6 +110,14 @@ class DataContract(Config):
             if name not in stored:
                 raise unknown("band", name, stored, f"the shard set of sensor {self.sensor}")
         return [stored.index(n) for n in names]
+
+    def index(self, name: str) -> Index:
+        """Return one of `indices` as the set's own formula says; raises `ContractError` where it states none."""
+        if name not in self.index_formulas:
+            raise ContractError(
+                f"the contract states no formula for index `{name}`: make the shard set again."
+            )
+        return Index(name, name, self.index_formulas[name])
 
     def require_equal(self, other: DataContract, ours: str, theirs: str, free: Collection[str] = ()) -> None:
         """Raise `ContractError` with a list of what differs, field by field, unless both contracts mean the same

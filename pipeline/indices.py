@@ -1,37 +1,41 @@
 """The table of spectral indices, written in band roles on reflectance.
 
 Adding an index is one entry in `INDICES`. Indices are always computed on reflectance, before any statistical
-normalisation: a shifted band makes a ratio meaningless.
+normalisation: a shifted band makes a ratio meaningless. Their values lie between -1 and 1, because saliency compares
+indices with each other: it takes the largest mean of all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from pipeline import formulas
 from pipeline.errors import unknown
-
-FLOOR = 0.02
-"""Smallest denominator, in reflectance: over dark water a tiny one turns sensor noise into structure."""
-
-Array = NDArray[np.float32]
+from pipeline.formulas import Array
 
 
 @dataclass(frozen=True)
 class Index:
-    """A spectral index: the band roles it needs and its formula on reflectance of any shape."""
+    """A spectral index: its formula on reflectance of any shape, in the roles of the bands it needs."""
 
     name: str
     title: str
     """What it shows."""
-    roles: tuple[str, ...]
-    """Common band names (`nir`), in the formula's order."""
-    formula: Callable[..., Array]
-    """One float32 array a role, to one of the same shape."""
+    text: str
+    """Its formula, as `pipeline.formulas` reads it."""
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Common band names (`nir`), in the formula's order."""
+        return formulas.formula(self.text).names
+
+    @property
+    def formula(self) -> Callable[..., Array]:
+        """One float32 array a role, to one of the same shape; the same function for the same text."""
+        return formulas.formula(self.text).function
 
     def __call__(self, *bands: Array) -> Array:
         """Evaluate on reflectance (unit 1, float32, one array a role, equal shapes); clipped to [-1, 1]."""
@@ -40,31 +44,9 @@ class Index:
         return clipped
 
 
-def floored(denominator: Array) -> Array:
-    """Return the denominator, at least `FLOOR`. Formulas call nothing but this, so that they can be compiled."""
-    # negative reflectance is legal, so a sum can be tiny or below zero
-    at_least: Array = np.maximum(denominator, np.float32(FLOOR))
-    return at_least
-
-
-def normalised_difference(a: Array, b: Array) -> Array:
-    """Return (a - b) / floored(a + b), float32 of the bands' shape; a, b: reflectance of equal shapes."""
-    ratio: Array = (a - b) / floored(a + b)
-    return ratio
-
-
-def bare_soil(swir1: Array, red: Array, nir: Array, blue: Array) -> Array:
-    """Return BSI, ((swir1 + red) - (nir + blue)) over the floored sum of all four; float32 reflectance."""
-    ratio: Array = (swir1 + red - nir - blue) / floored(swir1 + red + nir + blue)
-    return ratio
-
-
-def enhanced_vegetation(nir: Array, red: Array, blue: Array) -> Array:
-    """Return EVI, 2.5 (nir - red) / (nir + 6 red - 7.5 blue + 1), the denominator floored; float32 reflectance."""
-    # float32 throughout: Python's numbers would make a compiled loop run in float64
-    f32: Any = np.float32
-    greenness: Array = f32(2.5) * (nir - red) / floored(nir + f32(6) * red - f32(7.5) * blue + f32(1))
-    return greenness
+def normalised_difference(name: str, title: str, a: str, b: str) -> Index:
+    """Return the index (a - b) / floored(a + b) of two band roles."""
+    return Index(name, title, f"({a} - {b}) / floored({a} + {b})")
 
 
 def index(name: str) -> Index:
@@ -78,14 +60,25 @@ def index(name: str) -> Index:
 INDICES: dict[str, Index] = {
     i.name: i
     for i in (
-        Index("NDVI", "vegetation", ("nir", "red"), normalised_difference),
-        Index("NDWI", "open water (McFeeters)", ("green", "nir"), normalised_difference),
-        Index("NDBI", "built-up", ("swir1", "nir"), normalised_difference),
-        Index("MNDWI", "open water (Xu)", ("green", "swir1"), normalised_difference),
-        Index("NBR", "burnt area", ("nir", "swir2"), normalised_difference),
-        Index("NDMI", "moisture of vegetation", ("nir", "swir1"), normalised_difference),
-        Index("NDSI", "snow", ("green", "swir1"), normalised_difference),
-        Index("BSI", "bare soil", ("swir1", "red", "nir", "blue"), bare_soil),
-        Index("EVI", "vegetation, dense canopies too", ("nir", "red", "blue"), enhanced_vegetation),
+        normalised_difference("NDVI", "vegetation", "nir", "red"),
+        normalised_difference("NDWI", "open water (McFeeters)", "green", "nir"),
+        normalised_difference("NDBI", "built-up", "swir1", "nir"),
+        normalised_difference("MNDWI", "open water (Xu)", "green", "swir1"),
+        normalised_difference("NBR", "burnt area", "nir", "swir2"),
+        normalised_difference("NDMI", "moisture of vegetation", "nir", "swir1"),
+        normalised_difference("NDSI", "snow", "green", "swir1"),
+        Index(
+            "BSI",
+            "bare soil",
+            "(swir1 + red - nir - blue) / floored(swir1 + red + nir + blue)",
+        ),
+        # dense vegetation stays below 1; what lies above is cloud and snow, which are clipped
+        Index(
+            "EVI",
+            "vegetation, dense canopies too",
+            "2.5 * (nir - red) / floored(nir + 6 * red - 7.5 * blue + 1)",
+        ),
+        # spyndex's name means half the soil's brightness everywhere but in its table of constants
+        Index("SAVI", "vegetation on bright soil", "1.5 * (nir - red) / floored(nir + red + 0.5)"),
     )
 }

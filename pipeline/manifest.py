@@ -14,8 +14,10 @@ from pydantic import Field, ValidationError
 from pipeline.config import Config
 from pipeline.contract import BandStatistics, DataContract
 from pipeline.errors import ContractError, CorruptDataError, MissingInputError
+from pipeline.indices import INDICES
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""2 states the formulas of the indices, and what mean and deviation are of; 1 is still read."""
 NAME = "manifest.json"
 SplitBy = Literal["ground", "set", "scene"]
 
@@ -149,7 +151,7 @@ def read(location: Path) -> Manifest:
         raise CorruptDataError(f"{path} is not a manifest ({error}). Make the shard set again.") from error
     _check_version(tree, path)
     try:
-        return Manifest.model_validate(tree)
+        return Manifest.model_validate(_brought_up(tree))
     except ValidationError as error:
         raise CorruptDataError(
             f"{path} is not a manifest: {error.errors()[0]['msg']}. Make it again."
@@ -215,6 +217,16 @@ def _check_version(tree: Any, path: Path) -> None:
         raise ContractError(
             f"{path} has format {version}; this version reads up to {FORMAT_VERSION}. Update the project."
         )
+
+
+def _brought_up(tree: Any) -> Any:
+    """Return the tree of an older format as this one would state it."""
+    contract = tree.get("contract") if isinstance(tree, dict) and tree.get("format_version") == 1 else None
+    if isinstance(contract, dict) and isinstance(contract.get("indices"), list):
+        # all that format 1 knew were those of the table
+        texts = {name: INDICES[name].text for name in contract["indices"] if name in INDICES}
+        return {**tree, "contract": {**contract, "index_formulas": texts}}
+    return tree
 
 
 def sha256(path: Path) -> str:

@@ -122,7 +122,9 @@ SENSORS: dict[str, Sensor] = {
             Band("B6", "swir1", 1608.86, 84.72, 30),
             Band("B7", "swir2", 2200.73, 186.66, 30),
         ),
-        licence=_USGS,
+        # as narrow as Sentinel-2's, at the same wavelength
+        {"nir_narrow": ("nir",)},
+        _USGS,
     ),
     "landsat_tm": Sensor(
         "landsat_tm",

@@ -75,6 +75,7 @@ def contract(request: ShardConfig, spools: Sequence[Spool]) -> DataContract:
         cell_px=request.cell_px,
         indices=request.indices,
         index_bands={name: request.index_bands(name) for name in request.indices},
+        index_formulas={name: request.index(name).text for name in request.indices},
         resampling=request.resampling,
         clear_excludes=request.clear_excludes,
         classes=request.labels.classes if request.labels else (),

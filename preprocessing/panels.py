@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.contract import DataContract
-from pipeline.indices import index
 from pipeline.manifest import Manifest
 from pipeline.sample import NODATA, SCALE, Sample
 from preprocessing import pictures
@@ -60,7 +59,7 @@ def index_values(contract: DataContract, pixels: NDArray[np.int16]) -> list[NDAr
     reflectance = np.where(pixels == NODATA, np.nan, pixels * SCALE)
     found = (reflectance[contract.band_positions(contract.index_bands[name])] for name in contract.indices)
     return [
-        np.asarray(index(name)(*bands.astype(np.float32)), np.float64)
+        np.asarray(contract.index(name)(*bands.astype(np.float32)), np.float64)
         for name, bands in zip(contract.indices, found, strict=True)
     ]
 

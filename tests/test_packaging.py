@@ -27,6 +27,7 @@ VIOLATIONS = {
     "deepspeed is imported in training.engine only": ("training/rogue.py", "deepspeed"),
     "mlflow is imported in training.tracking only": ("training/rogue.py", "mlflow.tracking"),
     "xformers is imported in training.attention only": ("training/rogue.py", "xformers.ops"),
+    "spyndex is imported in preprocessing.standard_indices only": ("preprocessing/rogue.py", "spyndex"),
 }
 # fmt: on
 
@@ -79,6 +80,7 @@ def test_the_one_file_for_each_library_is_allowed(tmp_path: Path) -> None:
         "predict": "zarr, rasterio",
     }
     modules = {f"training/{module}.py": f"import {names}\n" for module, names in allowed.items()}
+    modules["preprocessing/standard_indices.py"] = "import spyndex\n"
     done = lint_imports(tree(tmp_path, **modules))
     assert done.returncode == 0, done.stdout
 
@@ -102,8 +104,9 @@ def declared(text: str) -> set[str]:
 def test_everything_imported_is_declared(settings: configparser.ConfigParser) -> None:
     distributions = importlib.metadata.packages_distributions()
     foreign = set(third_party_imports()) - set(sys.stdlib_module_names) - set(PACKAGES)
-    known = declared(settings["options"]["install_requires"]) | declared(
-        settings["options.extras_require"]["cuda"]
+    extras = settings["options.extras_require"]
+    known = declared(settings["options"]["install_requires"]).union(
+        declared(extras["cuda"]), declared(extras["spyndex"])
     )
     # parts of pydantic and of dask[distributed]
     known |= {"pydantic_core", "distributed"}

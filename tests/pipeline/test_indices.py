@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from pipeline.errors import UnknownNameError
-from pipeline.indices import FLOOR, INDICES, index
+from pipeline.formulas import FLOOR
+from pipeline.indices import INDICES, index
 from pipeline.sensors import SENSORS
 
 

@@ -67,7 +67,7 @@ def test_anything_else_is_no_manifest(tmp_path, text):
 def test_a_newer_format_is_refused(tmp_path):
     path = manifests.write(make(), tmp_path)
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 99}))
-    with pytest.raises(ContractError, match="has format 99; this version reads up to 1"):
+    with pytest.raises(ContractError, match="has format 99; this version reads up to 2"):
         manifests.read(tmp_path)
 
 

@@ -58,3 +58,14 @@ def test_p18_without_rasterio_preprocessing_says_what_to_install(without):
     assert done.returncode != 0
     assert "preprocessing needs rasterio" in done.stderr.splitlines()[-1]
     assert "make setup" in done.stderr
+
+
+def test_p18_without_spyndex_the_table_works_and_its_names_tell_what_to_install(without):
+    words = ["preprocessing/shard.py", "scenes=nowhere", "--dry-run"]
+    done = without("spyndex", *words, "indices=[NDVI,EVI]")
+    # the configuration is good, only its archive is missing
+    assert "there is no nowhere" in done.stderr
+    done = without("spyndex", *words, "indices=[NDVI,GNDVI]")
+    assert done.returncode == 2
+    assert "the table has no index `GNDVI`. Did you mean `NDVI`?" in done.stderr
+    assert "pip install -c constraints.txt -e '.[spyndex]'" in done.stderr
