@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import SceneError
 from pipeline.sample import Flag
 from pipeline.sensors import Sensor
-from preprocessing.readers import landsat_mtl
+from preprocessing.readers import landsat_mtl, landsat_sums
 from preprocessing.readers.landsat_mtl import AGAIN, Metadata
 from preprocessing.readers.product import (
     Reader,
@@ -28,7 +29,7 @@ from preprocessing.readers.product import (
     scene_id,
     share,
 )
-from preprocessing.scenes import BandSource, MaskSource, Scene
+from preprocessing.scenes import BandSource, Checksum, MaskSource, Scene
 
 QA_PIXEL_BITS = {
     0: Flag.NODATA,
@@ -48,6 +49,17 @@ FRINGE_PX = 2
 """Pixels round those gaps are interpolated across them."""
 
 
+@dataclass(frozen=True)
+class Files:
+    """The files of a product."""
+
+    product: Path
+    members: Mapping[str, str]
+    """Relative name -> what rasterio opens."""
+    sums: Mapping[str, Checksum]
+    """Relative name -> what the product says its bytes sum to."""
+
+
 def find(root: Path, request: Request) -> Sequence[Path]:
     """List the product folders and tars of a sensor's satellites at or below `root`."""
     digits = _SENSOR_DIGITS[request.sensor.name]
@@ -63,7 +75,8 @@ def find(root: Path, request: Request) -> Sequence[Path]:
 def open_scene(product: Path, request: Request) -> Scene:
     """Describe one product folder; raises `SceneError` naming what is missing or cannot be used."""
     members = list_members(product)
-    metadata = landsat_mtl.read(product, members)
+    files = Files(product, members, landsat_sums.read(product, members))
+    metadata = landsat_mtl.read(product, members, files.sums)
     contents = _group(metadata, "PRODUCT_CONTENTS", product)
     _check_instrument(metadata, request.sensor, product)
     level = contents.get("PROCESSING_LEVEL", "")
@@ -78,8 +91,8 @@ def open_scene(product: Path, request: Request) -> Scene:
         reader=READER.name,
         location=product,
         acquired=_acquired(metadata, product),
-        bands=_bands(product, members, metadata, request),
-        masks=_masks(product, members, metadata, request),
+        bands=_bands(files, metadata, request),
+        masks=_masks(files, metadata, request),
         labels=labels_beside(product),
         licence=request.sensor.licence,
         cloud_share=share(metadata["IMAGE_ATTRIBUTES"].get("CLOUD_COVER"), "CLOUD_COVER", product.name),
@@ -122,9 +135,8 @@ def _rescaling_group(level: str) -> str:
     )
 
 
-def _bands(
-    product: Path, members: dict[str, str], metadata: Metadata, request: Request
-) -> tuple[BandSource, ...]:
+def _bands(files: Files, metadata: Metadata, request: Request) -> tuple[BandSource, ...]:
+    product, members = files.product, files.members
     contents = metadata["PRODUCT_CONTENTS"]
     level = contents.get("PROCESSING_LEVEL", "")
     rescaling = _group(metadata, _rescaling_group(level), product)
@@ -141,7 +153,9 @@ def _bands(
             number(rescaling.get(key), key, f"{product.name} ({_rescaling_group(level)})")
             for key in (f"REFLECTANCE_MULT_BAND_{digit}", f"REFLECTANCE_ADD_BAND_{digit}")
         )
-        return BandSource(band, members[name], scale / divisor, offset / divisor)
+        return BandSource(
+            band, members[name], scale / divisor, offset / divisor, checksum=files.sums.get(name)
+        )
 
     return tuple(source(band) for band in request.bands)
 
@@ -159,28 +173,26 @@ def _present(members: Collection[str]) -> list[str]:
     return sorted(match[1] for match in (re.search(r"_(B\d+)\.TIF$", name) for name in members) if match)
 
 
-def _masks(
-    product: Path, members: dict[str, str], metadata: Metadata, request: Request
-) -> tuple[MaskSource, ...]:
+def _masks(files: Files, metadata: Metadata, request: Request) -> tuple[MaskSource, ...]:
     """QA_PIXEL for fill, cloud, shadow and snow; QA_RADSAT for the saturation of the requested bands."""
 
-    def path(key: str) -> str:
+    def source(key: str, bits: Mapping[int, Flag], grow_px: int = 0) -> MaskSource:
         name = metadata["PRODUCT_CONTENTS"].get(key, "")
-        if name not in members:
-            raise SceneError(f"{product.name}: the quality layer {name or key} is not in {product}. {AGAIN}")
-        return members[name]
+        if name not in files.members:
+            raise SceneError(
+                f"{files.product.name}: the quality layer {name or key} is not in {files.product}. {AGAIN}"
+            )
+        stated = files.sums.get(name)
+        return MaskSource(files.members[name], bits=dict(bits), grow_nodata_px=grow_px, checksum=stated)
 
     # bit n - 1 stands for band n; bits of bands that were not asked for are left alone
     bits = {int(band.removeprefix("B")) - 1: Flag.SATURATED for band in request.bands}
     if request.sensor.name == "landsat_tm":
         bits[DROPPED_PIXEL_BIT] = Flag.NODATA
+    fringe_px = FRINGE_PX if _has_gaps(metadata) else 0
     return (
-        MaskSource(
-            path("FILE_NAME_QUALITY_L1_PIXEL"),
-            bits=dict(QA_PIXEL_BITS),
-            grow_nodata_px=FRINGE_PX if _has_gaps(metadata) else 0,
-        ),
-        MaskSource(path("FILE_NAME_QUALITY_L1_RADIOMETRIC_SATURATION"), bits=bits),
+        source("FILE_NAME_QUALITY_L1_PIXEL", QA_PIXEL_BITS, fringe_px),
+        source("FILE_NAME_QUALITY_L1_RADIOMETRIC_SATURATION", bits),
     )
 
 

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from pipeline.errors import SceneError
-from preprocessing import markup
+from preprocessing import checksums, markup
 from preprocessing.readers.product import read_member
+from preprocessing.scenes import Checksum
 
 Metadata = dict[str, dict[str, str]]
 """Group -> key -> value, all as text."""
@@ -24,8 +25,11 @@ _ASSIGNMENT = re.compile(r"^\s*(\w+)\s*=\s*(.*?)\s*$")
 AGAIN = "Fetch the product again."
 
 
-def read(product: Path, members: Collection[str]) -> Metadata:
-    """Read the MTL, in the first of its forms that stands in the product; raises `SceneError` where there is none."""
+def read(product: Path, members: Collection[str], sums: Mapping[str, Checksum]) -> Metadata:
+    """Read the MTL, in the first of its forms that stands in the product.
+
+    sums: what the files are said to sum to. Raises `SceneError` where there is none, or it was altered.
+    """
     found = [(match[2].lower(), name) for name in members if (match := NAME.fullmatch(name))]
     # all forms stand in a product and say the same; text is what all collections have
     for form, parse in FORMS.items():
@@ -33,8 +37,9 @@ def read(product: Path, members: Collection[str]) -> Metadata:
         if len(names) > 1:
             raise SceneError(f"{product}: holds {', '.join(sorted(names))}. One folder a product.")
         if names:
-            text = read_member(product, names[0]).decode("utf-8", errors="replace")
-            return parse(text, f"{product.name}/{names[0]}")
+            data, where = read_member(product, names[0]), f"{product.name}/{names[0]}"
+            checksums.check(data, sums.get(names[0]), where)
+            return parse(data.decode("utf-8", errors="replace"), where)
     raise SceneError(
         f"{product}: one *_MTL.txt, *_MTL.json or *_MTL.xml is needed, found none. One folder a product."
     )

@@ -1,4 +1,4 @@
-"""A simulated Landsat Collection-2 product folder: bands, QA_PIXEL, QA_RADSAT and MTL as text, JSON and XML.
+"""A simulated Landsat Collection-2 product folder: bands, QA_PIXEL, QA_RADSAT, MTL as text, JSON and XML, and the sums.
 
 The grid shares the upper left corner of the simulated Sentinel-2 product (real Landsat corners lie half a pixel off).
 Landsat 7 has the gaps of its failed scan line corrector, with an interpolated rim. Level 1 of TM and ETM+ has 8 bits,
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from pipeline.sensors import SENSORS, Sensor
 from preprocessing.simulation.landsat_metadata import GSD_M, Description, write_mtl
+from preprocessing.simulation.landsat_stac import write_item
 from preprocessing.simulation.noise import Float
 from preprocessing.simulation.raster import PLACE, Place, write_landcover, write_tif
 from preprocessing.simulation.view import (
@@ -125,6 +126,8 @@ def write_landsat(
     write_tif(product / f"{options.name}_QA_PIXEL.TIF", codes, GSD_M, place=place)
     write_tif(product / f"{options.name}_QA_RADSAT.TIF", saturated, GSD_M, place=place)
     write_mtl(product, _describe(options))
+    # last: it holds the sums of all others
+    write_item(product, options.level, f"{options.time:%Y-%m-%dT%H:%M:%SZ}")
     write_landcover(folder / f"{options.name}_landcover.tif", view.classes(GSD_M), GSD_M, place)
     return product
 

@@ -46,6 +46,8 @@ def report(output: Path) -> dict:
 
 def blank(product: Path, columns: slice) -> Path:
     """Take the measurement out of some columns of a Landsat product, as where a split acquisition ends."""
+    # it states the sums of the files as they were
+    next(product.glob("*_stac.json")).unlink()
     for path in product.glob("*.TIF"):
         with rasterio.open(path, "r+") as raster:
             data = raster.read(1)
