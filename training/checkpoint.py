@@ -34,7 +34,8 @@ from training.engine import Engine
 from training.guards import COMPLETE
 from training.world import World
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""2: tables and projections are named by sensor or side, for models of several sensors."""
 _MANIFEST, _STATE, _WEIGHTS, _LATEST = "MANIFEST.json", "state.json", "weights.safetensors", "latest"
 
 
@@ -225,10 +226,26 @@ def read_state(folder: Path) -> State:
 
 
 def read_weights(folder: Path, prefix: str = "") -> dict[str, Tensor]:
-    """Read the weights whose names start with `prefix`, which is taken off."""
+    """Read the weights whose names start with `prefix`, which is taken off; older formats under today's names."""
+    state = read_state(folder)
     with safe_open(folder / _WEIGHTS, "pt") as stream:
         names = [n for n in stream.keys() if n.startswith(prefix)]  # noqa: SIM118 - not a dict
-        return {n[len(prefix) :]: stream.get_tensor(n) for n in names}
+        return {_name_now(n, state)[len(prefix) :]: stream.get_tensor(n) for n in names}
+
+
+def _name_now(name: str, state: State) -> str:
+    """Return what a weight of a checkpoint is called today."""
+    if state.format_version > 1:
+        return name
+    side = state.data.image_px // state.config["model"]["patch_px"]
+    tables = {
+        "spatial": f"spatial.{side}.weight",
+        "spectral": f"spectral.{state.data.contract.sensor}.weight",
+    }
+    stem, _, last = name.rpartition(".")
+    if stem.endswith(".positions"):
+        return f"{stem}.{tables[last]}"
+    return f"{stem}.shared.{last}" if stem in ("encoder.embed", "decoder.leave") else name
 
 
 def find(location: Path) -> Path:

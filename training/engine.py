@@ -217,7 +217,9 @@ class Engine:
         """Return the full float32 weights on the CPU, on every rank; collective."""
         full = _full_parameter()
         named = {name: full(p) for name, p in self._engine.module.named_parameters()}
-        buffers = dict(self._engine.module.named_buffers())
+        # tables that follow from the configuration are buffers too, but no part of the state
+        kept = self._engine.module.state_dict().keys()
+        buffers = {k: v for k, v in self._engine.module.named_buffers() if k in kept}
         return {k: v.detach().float().cpu().contiguous() for k, v in (named | buffers).items()}
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pipeline.console import Progress, say
 from pipeline.errors import ConfigError, ContractError
 from training import runs
-from training.checkpoint import DataRecord, State, Store, read_state
+from training.checkpoint import FORMAT_VERSION, DataRecord, State, Store, read_state
 from training.data import Batch, ShardStream
 from training.engine import Engine, Recipe, StepResult
 from training.guards import COMPLETE, INTERRUPTED, STOP, mark
@@ -124,6 +124,11 @@ def _resume(work: Work, engine: Engine, store: Store) -> int:
     if folder is None:
         return 0
     state = read_state(folder)
+    if state.format_version < FORMAT_VERSION:
+        raise ContractError(
+            f"{folder} was written by an older version: its weights can be used, but its training cannot go on. Give"
+            " another name=... for a new run."
+        )
     # a ZeRO state is cut by ranks; loading it on others would fail later and less clearly
     if state.ranks != work.world.size:
         raise ConfigError(

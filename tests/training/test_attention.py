@@ -65,7 +65,7 @@ def test_images_of_a_packed_row_do_not_see_each_other(name: str) -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("xformers") is not None, reason="xformers is installed")
 def test_a_backend_that_is_not_installed_says_what_to_do() -> None:
-    with pytest.raises(MissingPackageError, match="model.attention=auto"):
+    with pytest.raises(MissingPackageError, match=r"model\.attention=auto"):
         attended("xformers", True, "cpu", torch.float32)
 
 

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from safetensors.torch import save_file
 
 from pipeline.errors import ConfigError, ContractError, CorruptDataError, MissingInputError
 from training.checkpoint import Store, find, read_state, read_weights, verify
@@ -123,5 +124,19 @@ def test_weights_travel_with_what_they_expect(run: Path) -> None:
     assert state.data.bands == ("B02", "B03", "B04", "B08", "B11", "B12")
     assert len(state.data.statistics) == 6
     weights = read_weights(folder, "encoder.")
-    assert weights["positions.spatial"].shape == (36, 96)
+    assert weights["positions.spatial.6.weight"].shape == (36, 96)
     assert not any(name.startswith("decoder") for name in weights)
+
+
+def test_weights_of_the_first_format_are_read_under_todays_names(run: Path) -> None:
+    folder = find(run)
+    now = read_weights(folder)
+    before = {
+        name.replace(".6.weight", "").replace(".sentinel2.weight", "").replace(".shared.", "."): value
+        for name, value in now.items()
+    }
+    assert {"encoder.positions.spectral", "decoder.positions.spatial", "encoder.embed.bias"} <= set(before)
+    save_file(before, folder / "weights.safetensors")
+    path = folder / "state.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 1}))
+    assert read_weights(folder).keys() == now.keys()
