@@ -52,6 +52,9 @@ class SceneRecord(Config):
     """Licence and required notice of its source."""
     unlabelled: int = 0
     """Samples that carry no label: all of them where the set has no classes."""
+    statistics_px: int = 0
+    """Pixels a band that it gave to the statistics; 0 where none of its tiles is for training, or its values cannot be
+    reflectance."""
     notes: tuple[str, ...] = ()
     """What a person should know (a fallback band, an offset found applied)."""
 

@@ -6,11 +6,12 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline import __version__
+from pipeline import __version__, histogram
 from pipeline.config import ROOT, read_yaml
-from pipeline.contract import BandContract, BandStatistics, DataContract
+from pipeline.contract import BandContract, DataContract
 from pipeline.manifest import Manifest, SceneRecord, Shard
 from preprocessing import settings
+from preprocessing.contributions import Contributions
 from preprocessing.settings import ShardConfig
 from preprocessing.splits import record as record_split
 from preprocessing.spool import Spool
@@ -25,16 +26,16 @@ def manifest(
     request: ShardConfig,
     spools: Sequence[Spool],
     splits: dict[str, tuple[Shard, ...]],
-    statistics: tuple[BandStatistics, ...],
+    given: Contributions,
 ) -> Manifest:
-    """Put the manifest of a set together."""
+    """Put the manifest of a set together; given: what the scenes gave to the statistics."""
     return Manifest(
         name=request.name,
         contract=contract(request, spools),
-        statistics=statistics,
+        statistics=histogram.statistics(given.total),
         splits=splits,
         split=record_split(request.split, request.labels.table if request.labels else None),
-        scenes=tuple(record(s) for s in spools),
+        scenes=tuple(record(s, given.counted[s.scene]) for s in spools),
         # without paths: the same run elsewhere must give the same bytes
         settings=settings.comparable(request),
         code_version=__version__,
@@ -42,8 +43,8 @@ def manifest(
     )
 
 
-def record(made: Spool) -> SceneRecord:
-    """Return a scene's entry in the manifest."""
+def record(made: Spool, statistics_px: int = 0) -> SceneRecord:
+    """Return a scene's entry in the manifest; statistics_px: pixels a band that it gave to the statistics."""
     return SceneRecord(
         id=made.scene,
         reader=made.reader,
@@ -52,6 +53,7 @@ def record(made: Spool) -> SceneRecord:
         tiles=made.tiles,
         licence=made.licence,
         unlabelled=made.unlabelled,
+        statistics_px=statistics_px,
         notes=made.notes,
     )
 

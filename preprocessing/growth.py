@@ -5,16 +5,17 @@ Training reads the sets together; their contracts are the same because their set
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from pipeline import console
 from pipeline import manifest as manifests
 from pipeline.config import differences
-from pipeline.errors import ConfigError, CorruptDataError
+from pipeline.errors import ConfigError
 from pipeline.manifest import Manifest
 from preprocessing import duplicates, profiles, quality, settings
 from preprocessing.duplicates import Place
@@ -37,6 +38,19 @@ class Earlier:
     made: Manifest
     scenes: dict[str, Any]
     """Of its quality report."""
+
+    @cached_property
+    def by_day(self) -> dict[str, list[str]]:
+        """Scenes by the day they were taken on: an archive has too many to compare each with each."""
+        days: dict[str, list[str]] = {}
+        for name, known in self.scenes.items():
+            days.setdefault(known["acquired"][:10], []).append(name)
+        return days
+
+    def near(self, time: datetime) -> Iterator[str]:
+        """Yield the scenes that may be of the same acquisition."""
+        for day in {f"{time + apart:%Y-%m-%d}" for apart in (-duplicates.SAME_TIME, duplicates.SAME_TIME)}:
+            yield from self.by_day.get(day, ())
 
 
 def beside(request: ShardConfig, found: Found) -> tuple[ShardConfig, Found, tuple[Earlier, ...]]:
@@ -85,13 +99,7 @@ def _finished(output: Path) -> Iterator[Earlier]:
     number = 1
     # numbers without gaps: a set that was moved away ends the series
     while (folder := manifests.numbered(output, number)).joinpath(manifests.NAME).exists():
-        try:
-            tree = json.loads((folder / quality.REPORT).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise CorruptDataError(
-                f"{folder / quality.REPORT} cannot be read ({error}); it says which ground is taken. Restore it."
-            ) from error
-        yield Earlier(folder, manifests.read(folder), tree["scenes"])
+        yield Earlier(folder, manifests.read(folder), dict(quality.read_scenes(folder)))
         number += 1
 
 
@@ -114,7 +122,7 @@ def without_ground_of(earlier: Sequence[Earlier], found: Found, job: SceneJob) -
     # without a time two scenes cannot be told to be one acquisition
     if place is None or place.time is None or not place.grid.is_placed or job.config.duplicates == "keep":
         return job
-    boxes = [box for one in earlier for name in one.scenes for box in _common(one, name, place)]
+    boxes = [box for one in earlier for name in one.near(place.time) for box in _common(one, name, place)]
     return replace(job, taken=(*job.taken, *boxes)) if boxes else job
 
 

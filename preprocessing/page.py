@@ -19,14 +19,20 @@ NAME = "quality.html"
 TILES = 24
 """On the contact sheet of each split."""
 MAPS = 48
-"""Scenes whose tiles are drawn; the others stand in the table and in `quality.json`."""
+"""Scenes whose tiles are drawn; the others stand in `scenes.jsonl`."""
 FEW = 6
 """Up to so many scenes are drawn large."""
-ROWS = 400
-"""Rows of a table; the others stand in `quality.json`."""
 EDIT = (
     "Remove a product's line from <code>rejected.csv</code> and start again to have it tried again; add one to leave"
     " a product out."
+)
+LEFT_OUT = (
+    "Values that cannot be reflectance: these scenes give nothing to the statistics, but their tiles are in the set. Add"
+    " them to <code>rejected.csv</code> and start again to leave them out."
+)
+UNLIKE = (
+    "More than half of a scene's training pixels lie outside the 0.5 and 99.5 % quantiles of all other scenes: the only"
+    " snow or desert, or a wrong offset. They count in the statistics like the others."
 )
 SPLITS = ("train", "val", "test")
 Tree = Mapping[str, Any]
@@ -89,7 +95,7 @@ def page(made: Manifest, tree: Tree, folder: Path) -> str:
     return (
         f'<!doctype html><html lang="en"><head>{head}<style>{STYLE}</style></head><body><main>'
         f"<h1>{escape(made.name)}</h1><p>{escape(title)}</p>{_cards(made, tree)}{sections}"
-        f"<footer>{notices}<br>Made by version {__version__}; all numbers are in quality.json.</footer>"
+        f"<footer>{notices}<br>Made by version {__version__}; all numbers are in quality.json, those of every scene in scenes.jsonl.</footer>"
         "</main></body></html>\n"
     )
 
@@ -98,13 +104,13 @@ def _cards(made: Manifest, tree: Tree) -> str:
     tiles = tree["tiles"]
     size = sum(s.size_bytes for part in made.splits.values() for s in part)
     # the one number that must be 0 stands among the first
-    leaks = tree["leakage"]["pairs"]
+    leaks, totals = tree["leakage"]["pairs"], tree["totals"]
     cards = [("scenes", f"{len(made.scenes):,}", "")]
     cards += [(f"tiles to {name}", f"{made.samples(name):,}", "") for name in made.splits]
     cards += [
         ("tiles dropped", f"{sum(n for name, n in tiles.items() if name not in made.splits):,}", ""),
-        ("scenes rejected", f"{len(tree['rejected'])}", "bad" if tree["rejected"] else ""),
-        ("duplicates", f"{len(tree['duplicates'])}", ""),
+        ("scenes rejected", f"{totals['rejected']:,}", "bad" if totals["rejected"] else ""),
+        ("duplicates", f"{totals['duplicates']:,}", ""),
         ("tile pairs that leak", f"{leaks}", "bad" if leaks else "good"),
         ("of shards", f"{size / 1e6:,.0f} MB" if size < 1e9 else f"{size / 1e9:,.1f} GB", ""),
     ]
@@ -127,6 +133,8 @@ def _sections(made: Manifest, tree: Tree, folder: Path) -> Iterator[tuple[str, s
         " measured pixels of the scenes, clouds and all. Dashed: the 0.5 and 99.5 % quantiles.",
         _bands(tree),
     )
+    yield "Left out of the statistics", LEFT_OUT, _left_out(tree)
+    yield "Scenes unlike all others", UNLIKE, _unlike(tree)
     yield "Indices", "Means of the statistics cells of all samples.", _indices(tree)
     yield "Rejected scenes", EDIT, _rejected(tree)
     yield (
@@ -145,8 +153,7 @@ def _sections(made: Manifest, tree: Tree, folder: Path) -> Iterator[tuple[str, s
 
 
 def _map(tree: Tree) -> str:
-    placed = {name: s for name, s in tree["scenes"].items() if s["footprint"]}
-    footprints = [Footprint(name, s["footprint"], s["clear_share"]) for name, s in placed.items()]
+    footprints = [Footprint(**one) for one in tree["map"]]
     return charts.footprint_map(footprints) if footprints else ""
 
 
@@ -158,16 +165,21 @@ def _ordered(tiles: Mapping[str, int]) -> dict[str, int]:
     return {name: tiles[name] for name in sorted(tiles, key=_order)}
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]], kinds: str = "") -> str:
-    """Lay out a table; kinds: one letter a column, `n` for numbers, `w` for what must not wrap."""
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]], kinds: str = "", rest: str = "") -> str:
+    """Lay out a table; kinds: one letter a column, `n` for numbers, `w` for what must not wrap; rest: said below."""
     marks = [f' class="{k}"' if k.strip() else "" for k in kinds.ljust(len(header))]
     head = "".join(f"<th{m}>{h}</th>" for h, m in zip(header, marks, strict=True))
     body = "".join(
         "<tr>" + "".join(f"<td{m}>{c}</td>" for c, m in zip(row, marks, strict=True)) + "</tr>"
-        for row in rows[:ROWS]
+        for row in rows
     )
-    more = f'<p class="none">and {len(rows) - ROWS} more in quality.json</p>' if len(rows) > ROWS else ""
-    return f"<table><tr>{head}</tr>{body}</table>{more}"
+    return f"<table><tr>{head}</tr>{body}</table>{rest}"
+
+
+def _rest(tree: Tree, what: str, shown: int, file: str) -> str:
+    """Say how many of a list that was cut are not shown, and where they stand."""
+    more = tree["totals"][what] - shown
+    return f'<p class="none">and {more:,} more in {file}</p>' if more > 0 else ""
 
 
 def _scenes(tree: Tree) -> str:
@@ -182,7 +194,8 @@ def _scenes(tree: Tree) -> str:
         ]
         for name, s in tree["scenes"].items()
     ]
-    return _table(["scene", "date", "valid", "clear", "samples", "tiles"], rows, " wnnnw")
+    rest = _rest(tree, "scenes", len(rows), "scenes.jsonl")
+    return _table(["scene", "date", "valid", "clear", "samples", "tiles"], rows, " wnnnw", rest)
 
 
 def _tile_maps(tree: Tree) -> str:
@@ -239,12 +252,26 @@ def _indices(tree: Tree) -> str:
 
 def _rejected(tree: Tree) -> str:
     rows = [[escape(Path(r["product"]).name), escape(r["reason"])] for r in tree["rejected"]]
-    return _table(["product", "reason"], rows) if rows else ""
+    rest = _rest(tree, "rejected", len(rows), "rejected.csv")
+    return _table(["product", "reason"], rows, rest=rest) if rows else ""
 
 
 def _duplicates(tree: Tree) -> str:
     rows = [[escape(d["text"])] for d in tree["duplicates"]]
-    return _table(["decision"], rows) if rows else ""
+    rest = _rest(tree, "duplicates", len(rows), "duplicates.csv")
+    return _table(["decision"], rows, rest=rest) if rows else ""
+
+
+def _left_out(tree: Tree) -> str:
+    rows = [[escape(name), escape(reason)] for name, reason in tree["left_out_of_statistics"].items()]
+    rest = _rest(tree, "left_out_of_statistics", len(rows), "scenes.jsonl")
+    return _table(["scene", "reason"], rows, rest=rest) if rows else ""
+
+
+def _unlike(tree: Tree) -> str:
+    rows = [[escape(u["scene"]), escape(u["band"]), f"{u['share']:.0%}"] for u in tree["unlike"]]
+    rest = _rest(tree, "unlike", len(rows), "scenes.jsonl")
+    return _table(["scene", "band", "outside"], rows, " wn", rest) if rows else ""
 
 
 def _counts(counts: Mapping[str, int]) -> str:

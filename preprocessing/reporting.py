@@ -1,27 +1,39 @@
-"""The quality report of a set: `quality.json` with every number, and `quality.html` that draws them."""
+"""The quality report of a set: its numbers, and a page that draws them.
+
+`quality.json` and `quality.html` stay small enough to open however many scenes a set has: what grows with the scenes
+is summed up, or told of the first of them. Every scene has its line in `scenes.jsonl`.
+"""
 
 from __future__ import annotations
 
+import heapq
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline import histogram as exact
 from pipeline.histogram import Histogram
-from pipeline.manifest import Manifest, write_atomically
-from pipeline.sample import NODATA, SCALE, Flag
-from preprocessing import finding, leakage, page, profiles, quality
+from pipeline.manifest import Manifest, SceneRecord, write_atomically
+from pipeline.sample import SCALE, Flag
+from preprocessing import contributions, finding, leakage, page, profiles, quality
+from preprocessing.contributions import Contributions, Unlike
 from preprocessing.finding import Found
-from preprocessing.profiles import BIN, HIGHEST, LOWEST
+from preprocessing.footprints import Footprints
+from preprocessing.profiles import HIGHEST, LOWEST
 from preprocessing.rounds import Outcome
 from preprocessing.settings import ShardConfig
 from preprocessing.spool import Spool
 
 DIGITS = 6
 """Of degrees and shares in the report: a decimetre."""
+SHOWN = 400
+"""Scenes, rejections and decisions in `quality.json`; the others stand in their own files."""
+TOLD = 20
+"""Scenes named as unlike all others."""
 
 
 @dataclass(frozen=True)
@@ -35,42 +47,106 @@ class Inputs:
     found: Found
     histograms: Mapping[str, Histogram]
     """Scene -> [band, stored value + 32768] over its training tiles."""
+    given: Contributions
+    """What the scenes gave to the statistics."""
+
+
+@dataclass
+class Totals:
+    """What the scenes come to, as they pass by."""
+
+    first: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """The first scenes' numbers."""
+    footprints: Footprints = field(default_factory=Footprints)
+    before: NDArray[np.int64] | int = 0
+    """[band, bin]"""
+    indices: NDArray[np.int64] | int = 0
+    """[index, bin]"""
+    unlike: list[tuple[float, str, str]] = field(default_factory=list)
+    """Share of pixels outside the range of all others, scene, band: the largest."""
+    number_unlike: int = 0
+
+    def add(self, name: str, numbers: dict[str, Any], spool: Spool) -> None:
+        """Take one scene into account."""
+        if len(self.first) < SHOWN:
+            self.first[name] = numbers
+        if numbers["footprint"]:
+            self.footprints.add(name, numbers["footprint"], numbers["clear_share"])
+        profile = spool.profile
+        self.before = self.before + np.asarray(profile.bands)
+        self.indices = self.indices + (np.asarray(profile.indices) if profile.indices else 0)
+        apart = Unlike(**numbers["unlike"])
+        if apart.is_told:
+            self.number_unlike += 1
+            heapq.heappush(self.unlike, (apart.share, name, apart.band))
+            # the heap gives up its smallest
+            if len(self.unlike) > TOLD:
+                heapq.heappop(self.unlike)
 
 
 def write(inputs: Inputs) -> dict[str, Any]:
-    """Write `quality.json` and `quality.html`; returns the tree of the first."""
-    tree, folder = report(inputs), inputs.request.output
+    """Write the report's files; returns the tree of `quality.json`."""
+    folder, totals = inputs.request.output, Totals()
+    quality.write_scenes(folder, _passing(inputs, totals))
+    quality.write_duplicates(folder, inputs.outcome.decisions)
+    tree = report(inputs, totals)
     write_atomically(folder / quality.REPORT, (json.dumps(tree, indent=1) + "\n").encode())
     write_atomically(folder / page.NAME, page.page(inputs.made, tree, folder).encode())
     return tree
 
 
-def report(inputs: Inputs) -> dict[str, Any]:
-    """Return all numbers of a run."""
-    made, outcome = inputs.made, inputs.outcome
+def _passing(inputs: Inputs, totals: Totals) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield every scene with its numbers, and sum them up on the way."""
+    records = {record.id: record for record in inputs.made.scenes}
+    total = contributions.coarse(inputs.given.total)
+    for spool in inputs.spools:
+        numbers = scene(inputs, spool, records[spool.scene], total)
+        totals.add(spool.scene, numbers, spool)
+        yield spool.scene, numbers
+
+
+def report(inputs: Inputs, totals: Totals) -> dict[str, Any]:
+    """Return the numbers of a run; lists are cut where `totals` says how long they are."""
+    made, outcome, left_out = inputs.made, inputs.outcome, inputs.given.left_out
     leaks = leakage.check([s for s in inputs.spools if s.profile.grid.is_placed])
     return {
         "name": made.name,
         "tiles": quality.total_tiles(made.scenes),
         "unlabelled": sum(s.unlabelled for s in made.scenes),
-        "scenes": {s.scene: scene(inputs, s) for s in inputs.spools},
+        "totals": {
+            "scenes": len(made.scenes),
+            "rejected": len(outcome.rejections),
+            "duplicates": len(outcome.decisions),
+            "left_out_of_statistics": len(left_out),
+            "unlike": totals.number_unlike,
+        },
+        "scenes": totals.first,
         # here too: a report should need no second file
-        "rejected": [{"product": r.product, "reason": r.reason} for r in outcome.rejections],
-        "duplicates": [asdict(d) | {"text": d.text} for d in outcome.decisions],
+        "rejected": [{"product": r.product, "reason": r.reason} for r in outcome.rejections[:SHOWN]],
+        "rejected_digest": quality.digest_of(outcome.rejections),
+        "duplicates": [asdict(d) | {"text": d.text} for d in outcome.decisions[:SHOWN]],
         "not_selected": inputs.found.why_unselected(),
         "leakage": asdict(leaks),
+        "left_out_of_statistics": dict(list(left_out.items())[:SHOWN]),
+        "unlike": [
+            {"scene": name, "band": band, "share": round(share, DIGITS)}
+            for share, name, band in sorted(totals.unlike, reverse=True)
+        ],
+        "map": totals.footprints.drawn(),
         "bands": {b.name: s.model_dump() for b, s in zip(made.contract.bands, made.statistics, strict=True)},
-        "histograms": histograms(inputs),
+        "histograms": histograms(inputs, totals),
     }
 
 
-def scene(inputs: Inputs, made: Spool) -> dict[str, Any]:
-    """Return the numbers of one scene."""
-    record = next(r for r in inputs.made.scenes if r.id == made.scene)
-    profile = made.profile
+def scene(inputs: Inputs, made: Spool, record: SceneRecord, total: Histogram) -> dict[str, Any]:
+    """Return the numbers of one scene; total: coarse counts [band, bin] of the set."""
+    profile, histogram = made.profile, inputs.histograms[made.scene]
+    bands = inputs.request.bands
+    apart = contributions.unlike(bands, total, contributions.coarse(histogram))
     bits = [f for f in Flag if profile.share(int(f))]
     placed = profile.grid.is_placed
-    return record.model_dump(include={"tiles", "unlabelled", "notes", "acquired"}) | {
+    kept = {"tiles", "unlabelled", "notes", "acquired", "statistics_px"}
+    return record.model_dump(include=kept) | {
         "footprint": np.round(finding.corners(profile.grid), DIGITS).tolist() if placed else None,
         "valid_share": round(1 - profile.share(int(Flag.NODATA)), DIGITS),
         "clear_share": round(1 - profile.share(int(inputs.request.unclear_bits)), DIGITS),
@@ -84,41 +160,31 @@ def scene(inputs: Inputs, made: Spool) -> dict[str, Any]:
             "tops": profile.tops,
             "lefts": profile.lefts,
         },
-        # what it contributed to the statistics of the set
+        # its own training pixels, whether or not they were let into the statistics of the set
         "bands": {
-            name: statistics.model_dump()
-            for name, statistics in zip(
-                inputs.request.bands, exact.statistics(inputs.histograms[made.scene]), strict=True
-            )
+            name: statistics.model_dump(exclude={"winsorised"})
+            for name, statistics in zip(bands, exact.statistics(histogram), strict=True)
         },
+        "unlike": {"band": apart.band, "share": round(apart.share, DIGITS)},
     }
 
 
-def histograms(inputs: Inputs) -> dict[str, Any]:
+def histograms(inputs: Inputs, totals: Totals) -> dict[str, Any]:
     """Return what the histograms of the page show.
 
-    bands: `before` are all measured pixels of windows of the scenes, clouds and all; `after` the clear pixels of
-    training tiles, which the statistics are made of. indices: means of the cells of all samples.
+    bands: `before` are all measured pixels of rows of the scenes, clouds and all; `after` the clear pixels of training
+    tiles, which the statistics are made of. indices: means of the cells of all samples.
     """
-    before = np.sum([s.profile.bands for s in inputs.spools], axis=0)
-    after = sum(coarse(h) for h in inputs.histograms.values())
-    counted = [s.profile.indices for s in inputs.spools if s.profile.indices]
-    indices = np.sum(counted, axis=0) if counted else np.zeros((len(inputs.request.indices), 0))
+    request = inputs.request
+    before, after = np.asarray(totals.before), contributions.coarse(inputs.given.total)
+    # no scene gave a sample: nothing was counted
+    indices = np.asarray(totals.indices) if np.ndim(totals.indices) else np.zeros((len(request.indices), 0))
     return {
         "reflectance": [LOWEST * SCALE, HIGHEST * SCALE],
         "bands": {
-            name: {"before": before[k].tolist(), "after": np.asarray(after)[k].tolist()}
-            for k, name in enumerate(inputs.request.bands)
+            name: {"before": before[k].tolist(), "after": after[k].tolist()}
+            for k, name in enumerate(request.bands)
         },
-        "indices": {name: indices[k].tolist() for k, name in enumerate(inputs.request.indices)},
+        "indices": {name: indices[k].tolist() for k, name in enumerate(request.indices)},
         "letters": {letter: name for name, letter in profiles.LETTERS.items()} | {profiles.OTHER: "other"},
     }
-
-
-def coarse(histogram: Histogram) -> Histogram:
-    """Sum an exact histogram [band, value] up to the bins of the page; values beyond its ends go to the last bins."""
-    first, last = LOWEST - NODATA, HIGHEST - NODATA
-    inner = histogram[:, first:last].reshape(len(histogram), -1, BIN).sum(-1)
-    inner[:, 0] += histogram[:, :first].sum(-1)
-    inner[:, -1] += histogram[:, last:].sum(-1)
-    return np.asarray(inner, np.int64)

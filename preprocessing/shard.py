@@ -30,6 +30,7 @@ from pipeline.manifest import Manifest, Shard
 from preprocessing import (
     archive,
     assembly,
+    contributions,
     finished,
     growth,
     packing,
@@ -41,6 +42,7 @@ from preprocessing import (
     spool,
 )
 from preprocessing.cluster import Pool, interruptible
+from preprocessing.contributions import Contributions
 from preprocessing.finding import Found, find_scenes
 from preprocessing.growth import Earlier
 from preprocessing.jobs import WORK_FOLDER, SceneJob
@@ -50,6 +52,8 @@ from preprocessing.rounds import Outcome
 from preprocessing.settings import ShardConfig
 from preprocessing.spool import Spool
 
+TOLD = 5
+"""Scenes named on the screen; the others are counted."""
 COMMAND = console.Command(
     "Turn satellite scenes into a Zarr archive and WebDataset shards with a manifest. The same command again goes on\n"
     "where it stopped. On a finished set it makes again what depends on scenes whose files changed (in size or time\n"
@@ -242,6 +246,21 @@ def check_labelled(request: ShardConfig, spools: Sequence[Spool]) -> None:
         )
 
 
+def check_statistics(request: ShardConfig, given: Contributions) -> None:
+    """Tell which scenes gave nothing to the statistics; raises `ConfigError` where none gave anything."""
+    for scene, reason in list(given.left_out.items())[:TOLD]:
+        console.say(
+            f"warning: {scene} is left out of the statistics: {reason}. Its tiles are in the set: add it to"
+            f" {request.output / quality.REJECTED} and start again to leave them out too."
+        )
+    if len(given.left_out) > TOLD:
+        console.say(f"warning: and {len(given.left_out) - TOLD} more, see {quality.REPORT}.")
+    if given.left_out and not given.total.any():
+        raise ConfigError(
+            f"no scene of {request.scenes} gives statistics: compare `offset` and `files.scale`."
+        )
+
+
 def finish(
     request: ShardConfig,
     found: Found,
@@ -252,13 +271,12 @@ def finish(
     work_folder, (splits, earlier) = request.output / WORK_FOLDER, packed
     spools = [outcome.spools[name] for name in sorted(outcome.spools)]
     by_scene = spool.Histograms(work_folder, [made.scene for made in spools])
-    total = histograms.empty(len(request.bands))
-    for histogram in by_scene.values():
-        total += histogram
-    made_of = assembly.manifest(request, spools, splits, histograms.statistics(total))
+    given = contributions.gather(request.bands, by_scene)
+    check_statistics(request, given)
+    made_of = assembly.manifest(request, spools, splits, given)
     made_of = made_of.model_copy(update={"earlier": tuple(e.made.name for e in earlier)})
-    histograms.write(request.output, request.bands, total)
-    inputs = reporting.Inputs(request, made_of, spools, outcome, found, by_scene)
+    histograms.write(request.output, request.bands, given.total)
+    inputs = reporting.Inputs(request, made_of, spools, outcome, found, by_scene, given)
     leaks = reporting.write(inputs)["leakage"]["pairs"]
     if leaks:
         console.say(f"warning: {leaks} pairs of training and other tiles share ground, see {quality.REPORT}.")

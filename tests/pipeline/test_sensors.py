@@ -16,7 +16,7 @@ def test_every_sensor_has_a_sound_band_table(one):
         400 < b.centre_nm < 2500 and 0 < b.width_nm < 300 and b.gsd_m in (10, 20, 30, 60) for b in one.bands
     )
     assert {"red", "green", "blue", "nir", "swir1"} <= set(roles)
-    assert all(role in roles for role, stand_ins in one.fallbacks.items() for role in (role, *stand_ins))
+    assert all(role in roles for stand_ins in one.fallbacks.values() for role in stand_ins)
     assert one.licence
 
 

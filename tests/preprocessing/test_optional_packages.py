@@ -61,7 +61,7 @@ def test_p18_without_rasterio_preprocessing_says_what_to_install(without):
 
 
 def test_p18_without_spyndex_the_table_works_and_its_names_tell_what_to_install(without):
-    words = ["preprocessing/shard.py", "scenes=nowhere", "--dry-run"]
+    words = ["preprocessing/shard.py", "scenes=nowhere"]
     done = without("spyndex", *words, "indices=[NDVI,EVI]")
     # the configuration is good, only its archive is missing
     assert "there is no nowhere" in done.stderr

@@ -40,7 +40,7 @@ def test_the_default_set_is_the_one_that_default_pretraining_reads():
             "`bands`: unknown band `b11` in sensor sentinel2. Did you mean `B11`",
         ),
         ({"bands": [*BANDS, "B11"]}, "`bands`: bands B11 are listed twice"),
-        ({"indices": ["NDVY"]}, "`indices`: unknown index `NDVY`. Did you mean `NDVI`"),
+        ({"indices": ["NDVIX"]}, "`indices`: unknown index `NDVIX`. Did you mean `NDVI`"),
         ({"bands": ["B02", "B03"]}, "`indices`: no `nir` band among B02, B03"),
         ({"sensor": "sentinel3"}, "`sensor`: unknown sensor `sentinel3`. Did you mean `sentinel2`"),
         ({"clear_excludes": ["clouds"]}, "unknown flag `clouds`. Did you mean `cloud`"),
