@@ -14,7 +14,7 @@
    reporting page charts pictures cog growth
    scene_work cluster simulation/* finished
    offset_check panels jobs rows strips cells
-   standard_indices contributions
+   standard_indices contributions codestream
                       └────────────┬─────────────────────┘
    pipeline/   histogram -> manifest -> contract -> sample ; saliency ; indices -> formulas
                sensors ; keys ; lock -> console -> config -> reference ; errors

@@ -51,10 +51,11 @@ def find_scenes(request: ShardConfig) -> Found:
     asked = Request(
         request.instrument,
         request.bands,
-        None if request.gsd_m == "native" else request.gsd_m,
-        request.offset,
-        request.files,
-        request.labels.table if request.labels else None,
+        gsd_m=None if request.gsd_m == "native" else request.gsd_m,
+        offset=request.offset,
+        files=request.files,
+        table=request.labels.table if request.labels else None,
+        quality_masks=request.quality_masks,
     )
     lists = splits.read(
         request.split, READERS[request.reader].lists_from if request.reader in READERS else ""

@@ -62,7 +62,7 @@ class SceneJob:
 
     def pixel_digest(self) -> str:
         """Identify everything that decides the stored pixels."""
-        keys = {"sensor", "bands", "gsd_m", "crs", "offset", "resampling", "labels"}
+        keys = {"sensor", "bands", "gsd_m", "crs", "offset", "quality_masks", "resampling", "labels"}
         tree = self.config.model_dump(mode="json", include=keys)
         # only what decides stored numbers: class names and shares do not
         tree["labels"] = tree["labels"] and [tree["labels"]["first_code"], tree["labels"]["codes"]]

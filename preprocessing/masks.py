@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,25 +12,37 @@ from rasterio.features import rasterize
 
 from pipeline.errors import SceneError
 from pipeline.sample import Flag
-from preprocessing import checksums, locations, markup, resampling, rows
+from preprocessing import checksums, codestream, locations, markup, resampling, rows
+from preprocessing.codestream import Alike, Box
 from preprocessing.grids import Grid
+from preprocessing.rows import RowReader
 from preprocessing.scenes import MaskSource
 
 Flags = NDArray[np.uint8]
 
 
 def mask_flags(mask: MaskSource, grid: Grid, target: Grid, how: str = "bilinear") -> Flags:
-    """Read a quality layer onto the target grid as mask flags, uint8 [y, x].
+    """Read a quality layer onto the target grid as mask flags, uint8 [y, x], as `add_flags` does."""
+    flags = np.zeros(target.shape_px, np.uint8)
+    add_flags(flags, mask, grid, (target, how))
+    return flags
 
-    Nearest, but for saturation, which marks every pixel that resampling by `how` carries it to.
+
+def add_flags(flags: Flags, mask: MaskSource, grid: Grid, onto: tuple[Grid, str]) -> None:
+    """Add a quality layer to mask flags [y, x] of a target grid, in place; `onto`: that grid, and the way to it.
+
+    Nearest, but for saturation, which marks every pixel that resampling in that way carries it to.
     Raises `SceneError` where the layer cannot be read, or does not hold what `mask` says.
     """
-    source = _own_flags(mask, grid)
-    flags = resampling.nearest(source, grid, target)
+    source, (target, how) = _own_flags(mask, grid), onto
+    # what bands say of themselves is mostly nothing
+    if not source.any():
+        return
+    flags |= resampling.nearest(source, grid, target)
     # the bands it speaks of are resampled with their neighbours
     saturated = (source & np.uint8(Flag.SATURATED)) != 0
-    flags[resampling.touched(saturated, grid, target, how)] |= np.uint8(Flag.SATURATED)
-    return flags
+    if saturated.any():
+        flags[resampling.touched(saturated, grid, target, how)] |= np.uint8(Flag.SATURATED)
 
 
 def _own_flags(mask: MaskSource, grid: Grid) -> Flags:
@@ -38,7 +51,7 @@ def _own_flags(mask: MaskSource, grid: Grid) -> Flags:
     if mask.polygons:
         return _burnt(mask, grid)
     if mask.layers:
-        return _layered(mask)
+        return _layered(mask, grid)
     flags = _decoded(mask)
     if mask.grow_nodata_px:
         gaps = (flags & np.uint8(Flag.NODATA)) != 0
@@ -69,13 +82,33 @@ def flag_table(mask: MaskSource, size: int) -> Flags:
     return table
 
 
-def _layered(mask: MaskSource) -> Flags:
-    # all in one read: a JPEG 2000 block holds all layers
-    layers = rows.read_numbers(mask.path, 0, tuple(range(1, len(mask.layers) + 1)))
-    flags = np.zeros(layers.shape[1:], np.uint8)
-    for layer, flag in zip(layers, mask.layers, strict=True):
-        flags[layer != 0] |= np.uint8(flag)
+def _layered(mask: MaskSource, grid: Grid) -> Flags:
+    flags = np.zeros(grid.shape_px, np.uint8)
+    whole = Alike((Box(0, 0, grid.width_px, grid.height_px),), b"")
+    with RowReader(mask.path, tuple(range(1, len(mask.layers) + 1))) as reader:
+        # all layers in one read: a JPEG 2000 tile holds them all
+        for tiles in codestream.alike(mask.path) or [whole]:
+            known = tiles.digest, mask.layers
+            if known in _NOTHING:
+                continue
+            part = _united(reader.window(tiles.boxes[0]), mask.layers)
+            for box in tiles.boxes if part.any() else ():
+                flags[box.top : box.top + box.height, box.left : box.left + box.width] = part
+            if tiles.digest and not part.any():
+                _NOTHING.add(known)
     return flags
+
+
+_NOTHING: set[tuple[bytes, tuple[Flag, ...]]] = set()
+"""Digests of tiles that hold nothing of these flags: the same few in every product, so that this stays small."""
+
+
+def _united(layers: NDArray[np.uint8], flags: Sequence[Flag]) -> Flags:
+    """Return the flags [y, x] of layers [layer, y, x]."""
+    united = np.zeros(layers.shape[1:], np.uint8)
+    for layer, flag in zip(layers, flags, strict=True):
+        united[layer != 0] |= np.uint8(flag)
+    return united
 
 
 def grown(mask: NDArray[np.bool_], px: int) -> NDArray[np.bool_]:

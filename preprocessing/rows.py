@@ -7,7 +7,8 @@ the same blocks, which is how strips of different grids fall, must not decode th
 from __future__ import annotations
 
 import warnings
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from rasterio.windows import Window
 
 from pipeline.errors import SceneError
 from preprocessing import checksums
+from preprocessing.codestream import Box
 from preprocessing.scenes import Checksum
 
 UNREAD = 0xDEAD
@@ -68,11 +70,26 @@ class RowReader:
 
         Raises `SceneError` naming a file that is altered or cannot be decoded to its end.
         """
+        with self._decoding():
+            self._start()
+            high = self._source.height if high is None else high
+            self._reach(low, high)
+        return self._held[:, low - self._top : high - self._top]
+
+    def window(self, box: Box) -> NDArray[Any]:
+        """Return a part of the layers as [layer, y, x], for files of which most need not be decoded.
+
+        Raises `SceneError` naming a file that is altered or cannot be decoded.
+        """
+        with self._decoding():
+            self._start()
+            return self._read_part(box)
+
+    @contextmanager
+    def _decoding(self) -> Iterator[None]:
         try:
             with rasterio.Env(**GDAL_SETTINGS):
-                self._start()
-                high = self._source.height if high is None else high
-                self._reach(low, high)
+                yield
         except IndexError as error:
             raise SceneError(
                 f"{self.path} has no layer {max(self._layers)}; compare the settings with the file."
@@ -81,7 +98,6 @@ class RowReader:
             raise SceneError(
                 f"{self.path} cannot be decoded ({error}); the file is damaged: fetch the product again."
             ) from error
-        return self._held[:, low - self._top : high - self._top]
 
     def _start(self) -> None:
         if self._source is not None:
@@ -111,12 +127,15 @@ class RowReader:
         self._held = fresh[:, max(low - end, 0) :]
 
     def _read(self, low: int, high: int) -> NDArray[Any]:
+        return self._read_part(Box(0, low, self._source.width, high - low))
+
+    def _read_part(self, box: Box) -> NDArray[Any]:
         source, kind = self._source, self._held.dtype
         # codes of 8 bits use every value, so only 16 bits have room for a mark
         marked = kind == np.uint16
-        shape = (len(self._layers), high - low, source.width)
+        shape = (len(self._layers), box.height, box.width)
         buffer = np.full(shape, UNREAD if marked else self._empty, kind)
-        source.read(list(self._layers), window=Window(0, low, source.width, high - low), out=buffer)
+        source.read(list(self._layers), window=Window(*box), out=buffer)
         unread = int(np.count_nonzero(buffer == UNREAD)) if marked else 0
         if unread >= UNREAD_PX:
             raise SceneError(

@@ -79,6 +79,9 @@ class ShardConfig(Config):
     offset: Literal["auto", "applied", "not_applied"] = "auto"
     """`auto` adds the radiometric offset that the product states; `applied`: the archive has added it already;
     `not_applied`: it must be added although the metadata has lost it (-1000 for Sentinel-2)."""
+    quality_masks: Literal["auto", "required", "off"] = "auto"
+    """What the bands of a product say of themselves (Sentinel-2: lost, defective and saturated pixels): `auto` uses
+    the masks that are there, `required` rejects a product that lacks one, `off` uses none."""
     resampling: Literal["bilinear", "cubic", "nearest"] = "bilinear"
     """How bands of another pixel size come onto the grid; masks are always nearest, but for saturation."""
     cell_px: int = Field(default=8, gt=0)

@@ -69,7 +69,7 @@ class ProductRows:
         self._layout, self._how = layout, how
         self._mask = np.zeros(layout.target.shape_px, np.uint8)
         for source, grid in zip(layout.scene.masks, layout.masks, strict=True):
-            self._mask |= masks.mask_flags(source, grid, layout.target, how)
+            masks.add_flags(self._mask, source, grid, (layout.target, how))
         self._label = _labels(layout, labels) if layout.scene.labels and labels else None
         self._open = ExitStack()
         self._dates: list[DateReader] = []

@@ -46,11 +46,11 @@ class Request:
     `not_applied` adds the usual one, for archives whose metadata has lost it."""
     files: FilesConfig | None = None
     """Where plain image files lie, for the reader of those."""
-    quality_masks: QualityMasks = "off"
-    """What the bands of a product say of themselves in files of their own: `auto` takes those that are there,
-    `required` refuses a product without, `off` takes none."""
     table: Path | None = None
     """Table in which a set tells classes and splits of its scenes, for the reader of that set."""
+    quality_masks: QualityMasks = "auto"
+    """What the bands of a product say of themselves in files of their own: `auto` takes those that are there,
+    `required` refuses a product without, `off` takes none."""
 
     def __post_init__(self) -> None:
         self.sensor.select(self.bands)

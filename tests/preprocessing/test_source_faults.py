@@ -111,6 +111,19 @@ def test_p04_p05_p11_every_damaged_product_is_quarantined_by_file_and_reason(arc
     assert sorted(tmp_path.parent.rglob("outside.jp2")) == before
 
 
+def test_p04_a_mask_that_is_required_and_missing_quarantines_its_product(tmp_path):
+    folder = tmp_path / "archive"
+    for seed in (1, 2):
+        product = PRODUCTS["sentinel2-l2a"].write(folder, Ground(192, seed), lambda image: None)
+    remove("MSK_QUALIT_B08.jp2")(product)
+    assert run(folder, tmp_path / "auto") == 0
+    assert len(manifests.read(tmp_path / "auto").scenes) == 2
+    assert run(folder, tmp_path / "set", "max_rejected=1", "quality_masks=required") == 0
+    assert len(manifests.read(tmp_path / "set").scenes) == 1
+    text = (tmp_path / "set/rejected.csv").read_text()
+    assert product.name in text and "no quality mask of band B08 (MSK_QUALIT_B08.jp2" in text
+
+
 def test_p05_a_repaired_product_joins(tmp_path):
     folder = tmp_path / "archive"
     for seed in (1, 2):
