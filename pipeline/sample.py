@@ -20,11 +20,13 @@ import json
 import re
 from dataclasses import dataclass, field
 from enum import IntFlag
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
 from numcodecs import blosc
 from numcodecs.blosc import Blosc
+from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
 from pipeline.errors import CorruptDataError
@@ -109,11 +111,20 @@ def encode_array(array: NDArray[np.generic], codec: Codec = "lz4") -> bytes:
 
     The element size is passed as typesize: over plain bytes bitshuffle would save next to nothing.
     """
-    buffer = io.BytesIO()
+    plain = np.ascontiguousarray(array)
     # a .npy inside: shape and type travel with the bytes
-    np.save(buffer, np.ascontiguousarray(array), allow_pickle=False)
+    data = b"".join((_npy_header(plain.shape, plain.dtype), plain.data))
     compressor = Blosc(cname=codec, clevel=LEVELS[codec], shuffle=Blosc.BITSHUFFLE, typesize=array.itemsize)
-    return bytes(compressor.encode(buffer.getvalue()))
+    return bytes(compressor.encode(data))
+
+
+@lru_cache(maxsize=64)
+def _npy_header(shape: tuple[int, ...], kind: np.dtype[Any]) -> bytes:
+    """Return what `numpy.save` writes before the numbers: it takes longer than compressing a small array."""
+    buffer = io.BytesIO()
+    said = {"descr": npy_format.dtype_to_descr(kind), "fortran_order": False, "shape": shape}
+    npy_format.write_array_header_1_0(buffer, said)
+    return buffer.getvalue()
 
 
 def decode(key: str, members: dict[str, bytes], where: str) -> Sample:

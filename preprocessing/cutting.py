@@ -15,6 +15,7 @@ from preprocessing import kernel, labelling, tiling
 from preprocessing.archive import SceneHeader
 from preprocessing.grids import Box, Grid
 from preprocessing.kernel import Pixels
+from preprocessing.profiles import IndexCounts
 from preprocessing.scenes import Given
 from preprocessing.settings import ShardConfig
 from preprocessing.spool import SpoolWriter
@@ -101,6 +102,7 @@ class Cutter:
         self._done = 0
         self._choices: list[Choice] = []
         self._crs = _crs_name(cutting.header.grid)
+        self.index_counts = IndexCounts()
         self.histogram = histograms.empty(len(cutting.config.bands))
         """[band, value] of the clear pixels of training tiles; a pixel counts as often as tiles hold it."""
 
@@ -156,10 +158,12 @@ class Cutter:
                 kernel.count(self.histogram, Pixels(stack, range(len(stack)), inside.start), times)
 
     def _write(self, window: Window, cells: NDArray[np.float32], tiles: Sequence[Tile]) -> None:
-        infos = self._infos(tiles)
-        for tile, info in zip(tiles, infos, strict=True):
-            sample = self._sample(window, cells, tile, info)
+        cut = [self._sample(window, cells, *one) for one in zip(tiles, self._infos(tiles), strict=True)]
+        for sample, tile in zip(cut, tiles, strict=True):
             self._writer.add(sample, tile.split, self._by.config.codec)
+        if cut:
+            # all at once: a call costs more than a tile
+            self.index_counts.add(np.stack([sample.cells for sample in cut], 1))
 
     def _sample(
         self, window: Window, cells: NDArray[np.float32], tile: Tile, info: dict[str, object]

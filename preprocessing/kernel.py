@@ -21,7 +21,7 @@ from pipeline.formulas import FLOOR
 from pipeline.indices import Index
 from pipeline.sample import SCALE
 
-Stack = NDArray[np.int16]
+Stack = NDArray[np.int16] | NDArray[np.uint8]
 Kernel = Callable[[Stack, tuple[int, ...], int, NDArray[np.bool_], int, NDArray[np.float32]], None]
 
 
@@ -30,7 +30,7 @@ class Pixels:
     """Some bands and rows of an array that lies in memory as a whole: a part of one would not be vectorised."""
 
     stack_BYX: Stack
-    """Stored int16 bands."""
+    """Stored int16 bands, or masks."""
     which: Sequence[int]
     """Positions in it, in the formula's order."""
     top_px: int = 0

@@ -14,7 +14,7 @@ from rasterio.crs import CRS
 
 from pipeline import histogram as histograms
 from pipeline.sample import NODATA, Flag
-from preprocessing import kernel, resampling
+from preprocessing import kernel
 from preprocessing.grids import Grid
 from preprocessing.kernel import Pixels
 from preprocessing.strips import Window
@@ -100,21 +100,24 @@ class PixelCounts:
     """Counts over the pixels of a scene, as its rows come into memory."""
 
     def __init__(self, bands: int, height_px: int) -> None:
-        self.flags: NDArray[np.int64] = np.zeros(256, np.int64)
-        """[mask value]"""
+        self._flags = histograms.empty(1)
         self._histogram = histograms.empty(bands)
         self._step = max(height_px // ROWS, 1)
 
     def add(self, window: Window, rows: slice) -> None:
         """Count the newest rows of the scene, which the window holds."""
         inside = slice(rows.start - window.top_px, rows.stop - window.top_px)
-        width = window.width_px
-        # a few rows at a time: counting widens the numbers eight times
-        for part in resampling.strips(inside.stop, first_px=inside.start):
-            self.flags += np.bincount(window.mask[part, :width].ravel(), minlength=256)
-        times = np.zeros((inside.stop - inside.start, width), np.int32)
+        shape = (inside.stop - inside.start, window.width_px)
+        kernel.count(self._flags, Pixels(window.mask[None], (0,), inside.start), np.ones(shape, np.int32))
+        # measured pixels of rows evenly spread: all would tell no more
+        times = np.zeros(shape, np.int32)
         times[-rows.start % self._step :: self._step] = 1
         kernel.count(self._histogram, Pixels(window.pixels, range(len(window.pixels)), inside.start), times)
+
+    @property
+    def flags(self) -> NDArray[np.int64]:
+        """Pixels of every mask value, [mask value]."""
+        return self._flags[0, -NODATA : -NODATA + 256]
 
     @property
     def bands(self) -> Counts:
@@ -137,7 +140,7 @@ class IndexCounts:
         self._counts: NDArray[np.int64] | None = None
 
     def add(self, cells: NDArray[np.float32]) -> None:
-        """Count a sample's cells [index, y, x, (n, mean, std)]; empty ones do not count."""
+        """Count cells [index, ..., (n, mean, std)]; empty ones do not count."""
         if self._counts is None:
             self._counts = np.zeros((len(cells), INDEX_BINS), np.int64)
         for row, statistics in zip(self._counts, cells, strict=True):

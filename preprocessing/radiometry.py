@@ -93,6 +93,9 @@ def round_units(units: NDArray[np.floating]) -> tuple[NDArray[np.int16], NDArray
 
     Returns the numbers, and where they were too large and were clipped.
     """
+    # most rows hold nothing that needs care; NaN is neither below nor above
+    if units.size and units.min() >= LOW and units.max() <= HIGH:
+        return np.rint(units).astype(np.int16), np.zeros(units.shape, np.bool_)
     # numpy turns NaN into an arbitrary integer
     valid = np.isfinite(units)
     whole = np.rint(np.where(valid, units, 0))
@@ -208,12 +211,28 @@ def _is_saturated(band: BandSource, numbers: NDArray[Any]) -> NDArray[np.bool_]:
 
 def _resampled(band: BandSource, numbers: NDArray[Any], way: Resampler, low: int, rows: slice) -> BandImage:
     # float32 holds 16-bit numbers exactly; the weights cost far less than one unit
-    units = to_units(band, numbers).astype(np.float32)
+    units = _units(band, numbers)
     valid = ~_is_nodata(band, numbers) & np.isfinite(units)
-    pixels, too_large = round_units(way.mix(units, valid, low, rows))
     # not nearest: what a saturated number has a part in is as invented as the number itself
-    saturated = too_large | way.touched(_is_saturated(band, numbers), low, rows)
+    saturated = way.touched(_is_saturated(band, numbers), low, rows)
+    pixels = np.empty(saturated.shape, np.int16)
+    for part, mixed in way.mix(units, valid, low, rows):
+        inside = slice(part.start - rows.start, part.stop - rows.start)
+        # while the part is in the processor's cache
+        pixels[inside], too_large = round_units(mixed)
+        saturated[inside] |= too_large
     return BandImage(band.name, pixels, saturated if saturated.any() else None)
+
+
+def _units(band: BandSource, numbers: NDArray[Any]) -> NDArray[np.float32]:
+    """Return `to_units` in single precision."""
+    if numbers.dtype != np.uint16 or numbers.size < TABLE_PX:
+        return to_units(band, numbers).astype(np.float32)
+    table = to_units(band, np.arange(TABLE_PX)).astype(np.float32)
+    units = np.empty(numbers.shape, np.float32)
+    for rows in resampling.strips(len(numbers)):
+        np.take(table, numbers[rows], mode="clip", out=units[rows])
+    return units
 
 
 def add_band_flags(mask: NDArray[np.uint8], image: BandImage) -> None:

@@ -116,8 +116,10 @@ class Resampler(Protocol):
     def span(self, rows: slice) -> tuple[int, int]:
         """Return the source rows (first, end) that target rows are made of; first never goes back."""
 
-    def mix(self, values: Image, valid: NDArray[np.bool_], low: int, rows: slice) -> Image:
-        """Return target rows float32 [rows, x], NaN where the nearest source pixel is not `valid`."""
+    def mix(
+        self, values: Image, valid: NDArray[np.bool_], low: int, rows: slice
+    ) -> Iterator[tuple[slice, Image]]:
+        """Yield (rows, float32 [rows, x]) of the target rows, NaN where the nearest source pixel is not `valid`."""
 
     def touched(self, flagged: NDArray[np.bool_], low: int, rows: slice) -> NDArray[np.bool_]:
         """Return where [rows, x] a flagged source pixel has a part in the value."""
@@ -150,20 +152,19 @@ class Mixer:
         used += [self._wide[1].positions[:, rows]] if self._wide else []
         return min(int(part.min()) for part in used), max(int(part.max()) for part in used) + 1
 
-    def mix(self, values: Image, valid: NDArray[np.bool_], low: int, rows: slice) -> Image:
-        """Return target rows float32 [rows, x], NaN where the nearest source pixel is not `valid`."""
-        # most bands have no gaps: that saves half the work
-        complete = bool(valid.all())
+    def mix(
+        self, values: Image, valid: NDArray[np.bool_], low: int, rows: slice
+    ) -> Iterator[tuple[slice, Image]]:
+        """Yield (rows, float32 [rows, x]) of the target rows, NaN where the nearest source pixel is not `valid`."""
         # 0 and not NaN: a NaN times weight 0 is still NaN
-        known = values if complete else np.where(valid, values, np.float32(0))
-        result = np.empty((rows.stop - rows.start, len(self._columns.nearest)), np.float32)
+        known = values if valid.all() else np.where(valid, values, np.float32(0))
         for strip in strips(rows.stop, first_px=rows.start):
-            part = result[strip.start - rows.start : strip.stop - rows.start]
-            if complete:
-                part[:] = _mix(known, self._wide or (self._columns, self._rows), low, strip)
+            first, end = (row - low for row in self.span(strip))
+            # most rows have no gaps: that saves half the work
+            if valid[first:end].all():
+                yield strip, _mix(known, self._wide or (self._columns, self._rows), low, strip)
             else:
-                part[:] = self._beside_gaps(known, valid, low, strip)
-        return result
+                yield strip, self._beside_gaps(known, valid, low, strip)
 
     def _beside_gaps(self, known: Image, valid: NDArray[np.bool_], low: int, strip: slice) -> Image:
         both = (self._columns, self._rows)
@@ -251,9 +252,11 @@ class Warper:
             min(high + margin, self._source.height_px), 0
         )
 
-    def mix(self, values: Image, valid: NDArray[np.bool_], low: int, rows: slice) -> Image:
-        """Return target rows float32 [rows, x], NaN where there is no valid source."""
-        return self._warped(np.where(valid, values, np.float32(np.nan)), low, rows, (self._how, np.nan))
+    def mix(
+        self, values: Image, valid: NDArray[np.bool_], low: int, rows: slice
+    ) -> Iterator[tuple[slice, Image]]:
+        """Yield (rows, float32 [rows, x]) of the target rows, NaN where there is no valid source."""
+        yield rows, self._warped(np.where(valid, values, np.float32(np.nan)), low, rows, (self._how, np.nan))
 
     def touched(self, flagged: NDArray[np.bool_], low: int, rows: slice) -> NDArray[np.bool_]:
         """Return where [rows, x] a flagged source pixel has a part in the value."""

@@ -177,7 +177,7 @@ def _finish(job: SceneJob, source: Source, made: tuple[Cutter, PixelCounts], sam
         dropped=chosen.dropped,
         segments=tuple(samples.segments),
         dates=header.dates,
-        profile=profile(header.grid, cutter.rule, chosen, seen, samples.index_counts.counts),
+        profile=profile(header.grid, cutter.rule, chosen, seen, cutter.index_counts.counts),
     )
     samples.finish(result, cutter.histogram)
     return result

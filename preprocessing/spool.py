@@ -7,6 +7,7 @@ says by which settings it was made; without it the spool does not exist.
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
 import tarfile
@@ -20,11 +21,11 @@ from typing import Any
 import numpy as np
 
 from pipeline import sample as samples
-from pipeline.histogram import Histogram
+from pipeline.histogram import Histogram, Sparse
 from pipeline.manifest import write_atomically
-from pipeline.sample import Codec, Sample
+from pipeline.sample import NODATA, Codec, Sample
 from preprocessing.grids import Box
-from preprocessing.profiles import IndexCounts, Profile
+from preprocessing.profiles import Profile
 
 SMALL_BYTES = 16_000_000
 """A spool smaller than this is not forced to disk; sums in its record tell whether it is whole."""
@@ -82,16 +83,29 @@ class Spool:
 
 def segment(sample: Sample, codec: Codec) -> bytes:
     """Return a sample as a piece of a tar file: sorted members without time or owner, equal for equal samples."""
-    stream = io.BytesIO()
+    parts: list[bytes] = []
     for suffix, data in sorted(samples.encode(sample, codec).items()):
-        # TarInfo's defaults: no time, no owner
-        header = tarfile.TarInfo(f"{sample.key}.{suffix}")
-        header.size = len(data)
-        # USTAR: with short names every reader knows it, and no PAX header appears
-        stream.write(header.tobuf(tarfile.USTAR_FORMAT))
-        stream.write(data)
-        stream.write(bytes(-len(data) % tarfile.BLOCKSIZE))
-    return stream.getvalue()
+        parts += [
+            tar_header(f"{sample.key}.{suffix}", len(data)),
+            data,
+            bytes(-len(data) % tarfile.BLOCKSIZE),
+        ]
+    return b"".join(parts)
+
+
+# USTAR: with short names every reader knows it, and no PAX header appears. TarInfo's defaults: no time, no owner
+_TEMPLATE = tarfile.TarInfo("").tobuf(tarfile.USTAR_FORMAT)
+
+
+def tar_header(name: str, size_bytes: int) -> bytes:
+    """Return the tar header of a file: byte for byte `tarfile`'s, which takes longer to make it than to compress."""
+    head = bytearray(_TEMPLATE)
+    head[: len(name)] = name.encode("ascii")
+    head[124:135] = b"%011o" % size_bytes
+    # the sum is taken with blanks in its own place
+    head[148:156] = b" " * 8
+    head[148:155] = b"%06o\0" % sum(head)
+    return bytes(head)
 
 
 def data_path(folder: Path, scene: str) -> Path:
@@ -118,7 +132,6 @@ class SpoolWriter:
         _record_path(folder, scene).unlink(missing_ok=True)
         self._stream = data_path(folder, scene).open("wb")
         self.segments: list[Segment] = []
-        self.index_counts = IndexCounts()
         self._sum = 0
 
     def add(self, sample: Sample, split: str, codec: Codec) -> None:
@@ -128,7 +141,6 @@ class SpoolWriter:
         place = (int(sample.info.get("row", 0)), int(sample.info.get("col", 0)))
         self.segments.append(Segment(sample.key, split, self._stream.tell(), len(data), labelled, *place))
         self._sum = zlib.crc32(data, self._sum)
-        self.index_counts.add(sample.cells)
         self._stream.write(data)
 
     @property
@@ -196,22 +208,23 @@ def _sums(folder: Path, scene: str) -> list[int]:
     return [zlib.crc32(data) for data in held]
 
 
-def read_histogram(folder: Path, scene: str) -> Histogram:
-    """Return a scene's histogram [band, value] over its training tiles."""
+def read_histogram(folder: Path, scene: str) -> Sparse:
+    """Return a scene's histogram over its training tiles."""
     rows = np.load(_histogram_path(folder, scene), allow_pickle=False)
-    histogram = np.zeros(tuple(rows[:, 0]), np.int64)
-    histogram.ravel()[rows[0, 1:]] = rows[1, 1:]
-    return histogram
+    (bands, width), (places, counts) = rows[:, 0], rows[:, 1:]
+    ends = np.searchsorted(places, np.arange(bands + 1) * width)
+    parts = (slice(first, end) for first, end in itertools.pairwise(ends))
+    return tuple((places[part] % width + NODATA, counts[part]) for part in parts)
 
 
-class Histograms(Mapping[str, Histogram]):
+class Histograms(Mapping[str, Sparse]):
     """The histograms of scenes, read when asked for: all of a large set would not fit into memory."""
 
     def __init__(self, folder: Path, scenes: Sequence[str]) -> None:
         self._folder, self._scenes = folder, scenes
 
-    def __getitem__(self, scene: str) -> Histogram:
-        """Read a scene's histogram [band, value]."""
+    def __getitem__(self, scene: str) -> Sparse:
+        """Read a scene's histogram."""
         return read_histogram(self._folder, scene)
 
     def __iter__(self) -> Iterator[str]:

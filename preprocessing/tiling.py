@@ -173,29 +173,35 @@ def tiles(
     that is not clear enough; empty for a good one.
     """
     places = Lattice(lattice.tops - top_px, lattice.lefts)
-    # flag by flag, to tell why a tile is dropped
-    bits = [f for f in Flag if f & rule.unclear_bits and f is not Flag.NODATA]
+    # flag by flag, to tell why a tile is dropped; most flags are nowhere in most scenes
+    there = int(np.bitwise_or.reduce(mask, axis=None, initial=0)) & int(rule.unclear_bits)
+    bits = [f for f in Flag if f & there and f is not Flag.NODATA]
     valid = _window_shares((mask & Flag.NODATA) == 0, places, rule)
     clear = _window_shares((mask & int(rule.unclear_bits)) == 0, places, rule)
     covers = {str(f.name).lower(): _window_shares((mask & int(f)) != 0, places, rule) for f in bits}
-    kept, reasons = [], np.zeros(valid.shape, "<U16")
-    for i, j in np.ndindex(*valid.shape):
-        cover = {name: float(shares[i, j]) for name, shares in covers.items()}
-        reasons[i, j] = _reason(float(valid[i, j]), float(clear[i, j]), cover, rule)
-        if not reasons[i, j]:
-            place = (int(lattice.tops[i]), int(lattice.lefts[j]))
-            kept.append(Tile(*place, rule.tile_px, float(valid[i, j]), float(clear[i, j])))
+    reasons = _reasons(valid, clear, covers, rule)
+    kept = [
+        Tile(
+            int(lattice.tops[i]), int(lattice.lefts[j]), rule.tile_px, float(valid[i, j]), float(clear[i, j])
+        )
+        for i, j in np.argwhere(reasons == "").tolist()
+    ]
     return kept, reasons
 
 
-def _reason(valid: float, clear: float, covers: dict[str, float], rule: TileRule) -> str:
-    if valid < rule.min_valid:
-        return "nodata"
-    if clear < rule.min_clear:
+def _reasons(valid: Floats, clear: Floats, covers: dict[str, Floats], rule: TileRule) -> NDArray[np.str_]:
+    """Return why each tile is dropped, [row, column]; empty for one that is kept."""
+    reasons = np.zeros(valid.shape, "<U16")
+    if covers:
+        names, shares = np.array(list(covers)), np.stack(list(covers.values()))
         # a tile can be cloudy and shaded: the larger part is the reason
-        name = max(covers, key=lambda n: covers[n], default="nodata")
-        return name if covers.get(name, 0) > 0 else "nodata"
-    return ""
+        most = np.where(shares.max(0) > 0, names[shares.argmax(0)], "nodata")
+    else:
+        most = np.full(valid.shape, "nodata")
+    unclear = clear < rule.min_clear
+    reasons[unclear] = most[unclear]
+    reasons[valid < rule.min_valid] = "nodata"
+    return reasons
 
 
 def _window_shares(good: NDArray[np.bool_], places: Lattice, rule: TileRule) -> Floats:

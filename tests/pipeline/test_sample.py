@@ -134,3 +134,11 @@ def test_t17_a_label_that_is_no_list_is_told():
     members = samples.encode(make(None)) | {"label.json": b"7"}
     with pytest.raises(CorruptDataError, match="json or label"):
         samples.decode("k", members, "shard")
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.uint8, np.float32])
+def test_an_array_is_stored_as_the_npy_that_numpy_writes(dtype):
+    array, plain = np.arange(24).astype(dtype).reshape(2, 3, 4), io.BytesIO()
+    np.save(plain, array)
+    assert Blosc().decode(samples.encode_array(array)) == plain.getvalue()
+    assert samples.encode_array(array[:, ::2]) == samples.encode_array(np.ascontiguousarray(array[:, ::2]))

@@ -22,7 +22,8 @@ def run(values, valid, source, target, how="bilinear", strip_px=1000):
     way, parts = resampling.between(source, target, how), []
     for rows in resampling.strips(target.height_px, strip_px):
         low, high = way.span(rows)
-        parts.append(way.mix(values[low:high].astype(np.float32), valid[low:high], low, rows))
+        mixed = way.mix(values[low:high].astype(np.float32), valid[low:high], low, rows)
+        parts += [part for _, part in mixed]
     return np.concatenate(parts)
 
 
