@@ -6,11 +6,11 @@
  preprocessing/  archives -> Zarr -> shards       training/  shards -> weights -> scores
    simulate shard show verify (entries)             pretrain finetune compare (entries)
    settings files labelling splits scenes           loop runs world guards engine checkpoint
-   locations readers/* markup checksums finding     data reader tokens masking chosen model
-   selection duplicates rounds planning             schedule metrics tasks/*
-   radiometry masks grids resampling tiling         tracking journal panels architecture
-   cutting kernel archive conventions profiles      positions projections blocks attention
-   quality packing spool assembly leakage           decoder targets
+   locations readers/* markup checksums finding     stream order sets reader data inputs
+   selection duplicates rounds planning             tokens masking chosen model schedule
+   radiometry masks grids resampling tiling         metrics tasks/* tracking journal panels
+   cutting kernel archive conventions profiles      architecture positions projections
+   quality packing spool assembly leakage           blocks attention decoder targets
    reporting page charts pictures cog growth
    scene_work cluster simulation/* finished
    offset_check panels jobs rows strips cells

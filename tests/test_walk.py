@@ -21,9 +21,11 @@ from preprocessing.readers import Request, discover
 from training import masking
 from training.architecture import ModelConfig
 from training.chosen import Chosen
-from training.data import BatchConfig, DataConfig, ShardStream, make_view
+from training.data import BatchConfig, DataConfig, make_view
 from training.model import SpatialSpectralMAE
 from training.reader import ShardReader
+from training.sets import Part, open_families
+from training.stream import ShardStream
 from training.tokens import Layout, Normaliser, gather, to_cubes
 from training.world import World
 
@@ -79,8 +81,9 @@ def test_the_walk_of_one_datum(walk: Path) -> None:
 
     # Batch: int16, with validity and saliency of every place
     config = DataConfig(shards=walk / "shards", image_px=64)
+    (family,) = open_families(config)
     view = replace(make_view(manifest.contract, config, patch_px=8), seed=1)
-    batch = ShardStream(shards, view, BatchConfig(size=4), World())[0]
+    batch = ShardStream([Part(family, view)], BatchConfig(size=4), World())[0]
     assert (batch.image_BCHW.dtype, batch.image_BCHW.shape) == (torch.int16, (4, 12, 64, 64))
     assert batch.valid_BS.shape == batch.saliency_BS.shape == (4, 64)
     assert 0 <= batch.saliency_BS.min() < batch.saliency_BS.max() <= 1

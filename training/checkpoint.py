@@ -35,25 +35,38 @@ from training.guards import COMPLETE
 from training.world import World
 
 FORMAT_VERSION = 2
-"""2: tables and projections are named by sensor or side, for models of several sensors."""
+"""2: data, tables and projections are named by sensor or side, for models of several sensors."""
 _MANIFEST, _STATE, _WEIGHTS, _LATEST = "MANIFEST.json", "state.json", "weights.safetensors", "latest"
 
 
+class SetRecord(Config):
+    """A shard set that was read."""
+
+    name: str
+    """Its name."""
+    path: str
+    """Folder, as the run was given it."""
+    digest: str
+    """Identifier of its content."""
+    samples: int
+    """Samples of the split."""
+    weight: float | None = None
+    """Weight of its entry in `data.shards`; null: by number of samples."""
+
+
 class DataRecord(Config):
-    """What the weights expect of their input; travels with them."""
+    """What the weights expect of the images of a sensor; travels with them."""
 
     contract: DataContract
-    """The data contract of the shard set."""
+    """The data contract of the sensor's sets."""
     statistics: tuple[BandStatistics, ...]
-    """One entry a band of `bands`."""
+    """One entry a band of `bands`, over all pixels of the training tiles of all sets."""
     bands: tuple[str, ...]
     """The bands the model reads, in order."""
     image_px: int
     """Side of the images in pixels."""
     normalise: NormalisationKind
     """Input normalisation, derived from `statistics`."""
-    digest: str
-    """Identifier of the shard set's content."""
 
     def rgb(self) -> list[int]:
         """Return the positions of the red, green and blue band, or the first band three times."""
@@ -61,6 +74,26 @@ class DataRecord(Config):
         wanted = [roles.get(role) for role in ("red", "green", "blue")]
         found = [self.bands.index(n) for n in wanted if n in self.bands]
         return found if len(found) == 3 else [0, 0, 0]
+
+
+class RunData(Config):
+    """What a run reads."""
+
+    sensors: dict[str, DataRecord]
+    """What the weights expect, by sensor."""
+    sets: tuple[SetRecord, ...] = ()
+    """The shard sets, in the order of their samples."""
+    digest: str
+    """Identifier of what is read and in which shares."""
+
+    def of(self, sensor: str) -> DataRecord:
+        """Return the record of a sensor; raises `ContractError` for one the weights do not know."""
+        if sensor not in self.sensors:
+            raise ContractError(
+                f"the weights know images of {', '.join(self.sensors)}, not of {sensor}: take shard sets of one of"
+                " those sensors, or other weights."
+            )
+        return self.sensors[sensor]
 
 
 class State(Config):
@@ -76,8 +109,8 @@ class State(Config):
     """Ranks that wrote it."""
     config: dict[str, Any]
     """The resolved configuration."""
-    data: DataRecord
-    """What the weights expect of their input."""
+    data: RunData
+    """What the run reads, and what the weights expect of it."""
 
 
 @dataclass(frozen=True)
@@ -222,7 +255,15 @@ def read_state(folder: Path) -> State:
         raise ContractError(
             f"{folder} has format {tree['format_version']}; this version reads up to {FORMAT_VERSION}."
         )
-    return State.model_validate(tree)
+    return State.model_validate(_brought_up(tree))
+
+
+def _brought_up(tree: dict[str, Any]) -> dict[str, Any]:
+    """Return a state of any format with its data as today's: in format 1 they were one set's."""
+    old = dict(tree["data"])
+    if "contract" not in old:
+        return tree
+    return tree | {"data": {"digest": old.pop("digest"), "sensors": {old["contract"]["sensor"]: old}}}
 
 
 def read_weights(folder: Path, prefix: str = "") -> dict[str, Tensor]:
@@ -237,11 +278,9 @@ def _name_now(name: str, state: State) -> str:
     """Return what a weight of a checkpoint is called today."""
     if state.format_version > 1:
         return name
-    side = state.data.image_px // state.config["model"]["patch_px"]
-    tables = {
-        "spatial": f"spatial.{side}.weight",
-        "spectral": f"spectral.{state.data.contract.sensor}.weight",
-    }
+    ((sensor, record),) = state.data.sensors.items()
+    side = record.image_px // state.config["model"]["patch_px"]
+    tables = {"spatial": f"spatial.{side}.weight", "spectral": f"spectral.{sensor}.weight"}
     stem, _, last = name.rpartition(".")
     if stem.endswith(".positions"):
         return f"{stem}.{tables[last]}"

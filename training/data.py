@@ -1,47 +1,72 @@
-"""Shards to batches: which samples a step sees, and how they are cropped, flipped and turned.
+"""Samples to batches: how a sample is cropped, flipped and turned, and what a batch holds.
 
-The order of samples is a pure function of (seed, epoch, position) and each augmentation of (seed, sample id,
-epoch): the same for any number of ranks and loader workers, and after any interruption. An epoch has
-`floor(samples / global batch)` steps; the few samples left over are others in every epoch.
+Each augmentation is a pure function of (seed, sample id, epoch): the same for any number of ranks and loader
+workers, and after any interruption.
 Shape letters: B batch, C bands, H W pixels, S places, I indices.
 """
 
 from __future__ import annotations
 
-import math
-import signal
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import BeforeValidator, Field, field_serializer, field_validator
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from pipeline.config import Config, UserPath
 from pipeline.contract import DataContract, LabelKind, NormalisationKind
 from pipeline.errors import ConfigError
-from pipeline.keys import hash_text, permute, uniform
+from pipeline.keys import hash_text, uniform
+from pipeline.reference import as_yaml
 from pipeline.saliency import merge_cells, saliency
 from pipeline.sample import NO_CLASS, Flag, Label, Sample
-from training.reader import ShardReader, Verify
-from training.world import World
+from training.reader import Verify
 
-_ORDER, _AUGMENT = 0x6F726465, 0x61756765  # keep the two uses of (seed, epoch) apart
+_AUGMENT = 0x61756765  # keeps the augmentation apart from the other uses of (seed, epoch)
+
+
+class ShardSet(Config):
+    """A shard set among several."""
+
+    path: UserPath
+    """Folder of a shard set (it holds manifest.json). A numbered set that --grow made stands for the sets before it
+    too: OUTPUT-003 for OUTPUT, OUTPUT-002 and OUTPUT-003."""
+    weight: float | None = Field(default=None, gt=0)
+    """Share of the samples that a training sees, in proportion to the weights of the other sets; without weights
+    each set counts by its number of samples. Give it for all sets or for none."""
+    earlier: bool = True
+    """Whether a numbered set stands for the sets before it."""
+
+
+def _listed(given: Any) -> Any:
+    """Return the sets as a list of groups of keys, where a path or a list of paths was given."""
+    many = given if isinstance(given, list | tuple) else [given]
+    return [{"path": one} if isinstance(one, str | Path) else one for one in many]
+
+
+Given = Path | list[Path | ShardSet]
+"""What people write for the sets."""
 
 
 class DataConfig(Config):
     """Where the samples come from and how they are presented."""
 
-    shards: UserPath
-    """Folder of a shard set (it holds manifest.json)."""
+    shards: Annotated[
+        tuple[ShardSet, ...], Field(min_length=1), BeforeValidator(_listed, json_schema_input_type=Given)
+    ]
+    """Folder of a shard set (it holds manifest.json), or a list of folders and of sets with weights:
+    [shards/a,shards/b] or [{path: shards/a, weight: 3},{path: shards/b, weight: 1}]. Sets of one sensor must hold the
+    same data; each step takes its samples from one sensor."""
     split: str = "train"
     """Split of the set."""
-    bands: tuple[str, ...] | None = None
-    """Bands by name, in model order; null takes all that are stored."""
+    bands: tuple[str, ...] | dict[str, tuple[str, ...]] | None = None
+    """Bands by name, in model order; null takes all that are stored. By sensor where sets have several:
+    {sentinel2: [B02,B03], landsat_oli: [B2,B3]}."""
     image_px: int | None = Field(default=None, ge=8)
     """Side of the crop in pixels, on the cell grid; null takes the whole tile."""
     augment: bool = True
@@ -52,6 +77,37 @@ class DataConfig(Config):
     """Loader processes a rank; 0 loads in the training process."""
     verify: Verify = "size"
     """Check of the shards at the start: file sizes, or sha256 of every byte."""
+
+    @field_validator("shards")
+    @classmethod
+    def _weighted_alike(cls, sets: tuple[ShardSet, ...]) -> tuple[ShardSet, ...]:
+        bare = [str(s.path) for s in sets if s.weight is None]
+        if 0 < len(bare) < len(sets):
+            raise ValueError(
+                f"{', '.join(bare)} has no weight and others have one; give it to all or to none"
+            )
+        return sets
+
+    @field_serializer("shards")
+    def _as_written(self, sets: tuple[ShardSet, ...]) -> Any:
+        # the shortest form that people write, so that a recorded configuration reads as they wrote it
+        plain = [s.model_dump(mode="json", exclude_defaults=True) for s in sets]
+        short = [s["path"] if len(s) == 1 else s for s in plain]
+        return short[0] if len(short) == 1 and isinstance(short[0], str) else short
+
+    @property
+    def names(self) -> str:
+        """The folders, for people."""
+        return ", ".join(str(s.path) for s in self.shards)
+
+    @property
+    def word(self) -> str:
+        """The word of a command line that names the same sets."""
+        return f"data.shards={as_yaml(self.model_dump()['shards'])}"
+
+    def bands_of(self, sensor: str) -> tuple[str, ...] | None:
+        """Return the bands asked for of a sensor, None for all."""
+        return self.bands.get(sensor) if isinstance(self.bands, dict) else self.bands
 
 
 class BatchConfig(Config):
@@ -81,6 +137,7 @@ class View:
     image_px: int
     cell_px: int
     patch_px: int
+    sensor: str = ""
     richness_weight: float = 0.5
     augment: bool = False
     seed: int = 0
@@ -95,7 +152,11 @@ class Batch:
 
     step: int
     epoch: int
+    sensor: str
+    """Of all samples, on all ranks."""
     keys: list[str]
+    ids: NDArray[np.uint64]
+    """Keys of all that is drawn for a sample; see `draw_id`."""
     image_BCHW: Tensor
     """int16, as stored."""
     valid_BS: NDArray[np.bool_]
@@ -107,48 +168,56 @@ class Batch:
     after_BCHW: Tensor | None = None
     """int16: the same ground at the later date, where the set holds pairs."""
 
-    @property
-    def ids(self) -> NDArray[np.uint64]:
-        """Sample ids, a hash of the keys."""
-        return np.array([hash_text(k) for k in self.keys], np.uint64)
-
     def micro_batches(self, count: int) -> list[slice]:
         """Return the slices of `count` equal micro-batches."""
         size = len(self.keys) // count
         return [slice(i * size, (i + 1) * size) for i in range(count)]
 
 
-def make_view(contract: DataContract, config: DataConfig, patch_px: int) -> View:
-    """Fit the data configuration to what a shard set holds; raises `ConfigError` where it cannot."""
-    image_px = config.image_px or contract.tile_px
+def draw_id(key: str, visit: int = 0) -> int:
+    """Return what augmentation and mask of a sample are drawn by, beside seed and epoch: a hash of its key; of its
+    further visits in an epoch each has its own.
+    """
+    return hash_text(key, visit) if visit else hash_text(key)
+
+
+def make_view(
+    contract: DataContract, config: DataConfig, patch_px: int, bands: Sequence[str] | None = None
+) -> View:
+    """Fit the data configuration to what sets of one sensor hold; raises `ConfigError` where it cannot.
+
+    bands: taken where the configuration asks for none; all that are stored where neither does.
+    """
+    image_px, sets = config.image_px or contract.tile_px, config.names
     if image_px > contract.tile_px or image_px % contract.cell_px:
         raise ConfigError(
             f"data.image_px {image_px} must be a multiple of {contract.cell_px} up to {contract.tile_px},"
-            f" the tile of {config.shards}."
+            f" the tile of {sets}."
         )
     if patch_px % contract.cell_px:
         raise ConfigError(
-            f"model.patch_px {patch_px} must be a multiple of the cells of {config.shards}, {contract.cell_px} px."
+            f"model.patch_px {patch_px} must be a multiple of the cells of {sets}, {contract.cell_px} px."
         )
-    bands = contract.band_positions(config.bands or contract.band_names)
+    names = config.bands_of(contract.sensor) or bands or contract.band_names
     return View(
-        tuple(bands),
+        tuple(contract.band_positions(tuple(names))),
         image_px,
         contract.cell_px,
         patch_px,
+        sensor=contract.sensor,
         augment=config.augment,
         label_kind=contract.label_kind,
         classes=len(contract.classes),
     )
 
 
-def look(sample: Sample, view: View, epoch: int) -> Sample:
-    """Return the sample's crop, flip and turn of this epoch, with the view's bands: everything that has a place
+def look(sample: Sample, view: View, epoch: int, visit: int = 0) -> Sample:
+    """Return the sample's crop, flip and turn of this visit in this epoch, with the view's bands: everything that has a place
     (pixels of both dates, mask, cells, class of every pixel) alike.
     """
     # whole cells: an off-grid crop would tear the statistics from their pixels
     spare = (sample.mask.shape[0] - view.image_px) // view.cell_px
-    u = uniform(_AUGMENT, view.seed, hash_text(sample.key), epoch, np.arange(4, dtype=np.uint64))
+    u = uniform(_AUGMENT, view.seed, draw_id(sample.key, visit), epoch, np.arange(4, dtype=np.uint64))
     row, col = ((u[:2] * (spare + 1)).astype(int) if view.augment else np.full(2, spare // 2)).tolist()
     turns, flip = (int(u[2] * 4), bool(u[3] < 0.5)) if view.augment else (0, False)
 
@@ -175,14 +244,22 @@ def look(sample: Sample, view: View, epoch: int) -> Sample:
     )
 
 
-def collate(step: int, epoch: int, looked: list[Sample], view: View) -> Batch:
-    """Put samples together to a batch, with validity and saliency of every place."""
+def collate(
+    step: int, epoch: int, looked: Sequence[Sample], view: View, visits: Sequence[int] | None = None
+) -> Batch:
+    """Put samples together to a batch, with validity and saliency of every place.
+
+    visits: how often each came before in the epoch; none where it is not given.
+    """
     merge = view.patch_px // view.cell_px
+    keys = [s.key for s in looked]
     salient = [saliency(merge_cells(s.cells, merge), view.richness_weight) for s in looked]
     return Batch(
         step,
         epoch,
-        [s.key for s in looked],
+        view.sensor,
+        keys,
+        np.array(list(map(draw_id, keys, visits or [0] * len(keys))), np.uint64),
         torch.from_numpy(np.stack([s.pixels for s in looked])),
         np.stack([_valid_places(s.mask, view.patch_px) for s in looked]),
         np.stack(salient),
@@ -191,7 +268,7 @@ def collate(step: int, epoch: int, looked: list[Sample], view: View) -> Batch:
     )
 
 
-def _stack_after(looked: list[Sample]) -> Tensor | None:
+def _stack_after(looked: Sequence[Sample]) -> Tensor | None:
     later = [s.after for s in looked if s.after is not None]
     # a pair without its second date is refused by who needs pairs
     return torch.from_numpy(np.stack(later)) if len(later) == len(looked) else None
@@ -215,90 +292,3 @@ def _valid_places(mask: NDArray[np.uint8], patch_px: int) -> NDArray[np.bool_]:
     side = mask.shape[0] // patch_px
     share = measured.reshape(side, patch_px, side, patch_px).mean((1, 3))
     return np.asarray(share.ravel() >= 0.5)
-
-
-class ShardStream(Dataset[Batch]):
-    """The steps of a training run: `stream[step]` is this rank's batch of that step."""
-
-    def __init__(self, reader: ShardReader, view: View, batch: BatchConfig, world: World) -> None:
-        self.reader, self.view, self.world, self.size = reader, view, world, batch.size
-        self.accumulation = batch.accumulation(world.size)
-        self.steps_per_epoch = len(reader) // batch.size
-        if not self.steps_per_epoch:
-            raise ConfigError(
-                f"batch.size {batch.size} is more than the {len(reader)} samples of the split; lower it."
-            )
-
-    def positions(self, step: int) -> NDArray[np.uint64]:
-        """Return the sample numbers of this rank's step, micro-batches one after the other."""
-        epoch, within = divmod(step, self.steps_per_epoch)
-        first = within * self.size
-        # positions of the whole step, on every rank: only then is the share of one the rest of the others
-        order = permute(
-            np.arange(first, first + self.size, dtype=np.uint64),
-            len(self.reader),
-            _ORDER,
-            self.view.seed,
-            epoch,
-        )
-        ranks = order.reshape(self.accumulation, self.world.size, -1)
-        return ranks[:, self.world.rank].ravel()
-
-    def __getitem__(self, step: int) -> Batch:
-        """Load this rank's batch of a step."""
-        epoch = step // self.steps_per_epoch
-        looked = [look(self.reader.read(int(n)), self.view, epoch) for n in self.positions(step)]
-        return collate(step, epoch, looked, self.view)
-
-    def batches(self, start: int, stop: int, workers: int) -> Iterator[Batch]:
-        """Yield the batches of steps [start, stop), loaded ahead by `workers` processes."""
-        yield from _loader(self, range(start, stop), workers)
-
-
-class Pass(Dataset[Batch]):
-    """One pass over a split in stored order, shared out to the ranks in equally many batches; for evaluation.
-
-    The last batches are filled up with unlabelled repetitions, so that each sample counts once and no rank waits
-    for another.
-    """
-
-    def __init__(self, reader: ShardReader, view: View, batch_size: int, world: World) -> None:
-        self.reader, self.view, self.batch_size, self.world = reader, view, batch_size, world
-
-    def __len__(self) -> int:
-        """Return the number of batches of a rank."""
-        return math.ceil(len(self.reader) / (self.batch_size * self.world.size))
-
-    def __getitem__(self, step: int) -> Batch:
-        """Load one batch."""
-        first = (step * self.world.size + self.world.rank) * self.batch_size
-        # every rank gets as many batches: one that waits for another under ZeRO-3 waits for ever
-        looked = [self._look(n) for n in range(first, first + self.batch_size)]
-        return collate(step, 0, looked, self.view)
-
-    def _look(self, number: int) -> Sample:
-        last = len(self.reader) - 1
-        sample = look(self.reader.read(min(number, last)), self.view, epoch=0)
-        return sample if number <= last else replace(sample, label=None)
-
-    def batches(self, workers: int) -> Iterator[Batch]:
-        """Yield all batches of this rank."""
-        yield from _loader(self, range(len(self)), workers)
-
-
-def _loader(dataset: Dataset[Batch], steps: range, workers: int) -> DataLoader[Batch]:
-    return DataLoader(
-        dataset,
-        batch_size=None,
-        sampler=steps,
-        num_workers=workers,
-        worker_init_fn=_ignore_signals if workers else None,
-        generator=torch.Generator(),  # its own: the loader must not draw from the global one
-        timeout=300 if workers else 0,
-    )
-
-
-def _ignore_signals(_worker: int) -> None:
-    """Loader workers are in the signalled process group, but only the training process decides to stop."""
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)

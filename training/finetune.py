@@ -27,21 +27,33 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
+from pipeline import manifest as manifests
 from pipeline.config import UserPath, differences
 from pipeline.console import Command, run, say, table
-from pipeline.contract import normalisation
+from pipeline.contract import DataContract
 from pipeline.errors import ContractError
 from training import checkpoint, runs
 from training.architecture import ModelConfig
-from training.checkpoint import DataRecord, State
-from training.data import Batch, Pass, ShardStream, make_view
+from training.checkpoint import DataRecord, RunData, State
+from training.data import Batch, View, make_view
 from training.engine import Engine
+from training.inputs import SensorInput
 from training.loop import Prepared, Span, train
 from training.model import Encoder, count_parameters
-from training.reader import ShardReader
 from training.schedule import layer_decay_groups
+from training.sets import (
+    WITH_LABELS,
+    Family,
+    Part,
+    Source,
+    open_families,
+    open_split,
+    require_distinct,
+    run_data,
+    warn_of_shared_ground,
+)
+from training.stream import Pass, ShardStream
 from training.tasks import task
-from training.tokens import Normaliser
 from training.tracking import Tracker
 from training.world import World
 
@@ -95,28 +107,27 @@ class Finetuning:
     def __init__(self, config: FinetuneConfig, world: World, weights: Weights | None) -> None:
         """Open data and weights and fit them to each other; all that can be wrong is found here."""
         self.config, self.world, self.kind = config, world, config.task
-        reader = ShardReader(config.data.shards, config.data.split, config.data.verify)
-        self.data = _data_record(reader, config, weights)
-        view = replace(
-            make_view(reader.manifest.contract, config.data, config.model.patch_px), seed=config.seed
-        )
-        contract = reader.manifest.contract
-        bands = [contract.bands[i] for i in view.bands]
-        layout = config.model.layout(contract.sensor, bands, view.image_px)
-        self.task = task(config.task)(reader.manifest.contract)
-        self.normaliser = Normaliser(normalisation(self.data.normalise, self.data.statistics))
-        self.stream = ShardStream(reader, view, config.batch, world)
+        family = _only_family(config)
+        contract = family.contract
+        part = Part(family, _view(contract, config))
+        self.data = _data(part, config, weights)
+        self.input = SensorInput.of(self.data.of(contract.sensor), config.model)
+        self.task = task(config.task)(contract)
+        self.stream = ShardStream([part], config.batch, world)
         micro = config.batch.size // world.size // self.stream.accumulation
-        val_reader = ShardReader(config.data.shards, config.val_split, config.data.verify)
-        self.validation = Pass(val_reader, replace(view, augment=False), micro, world)
+        scored = _scored(family, config)
+        self.validation = Pass(scored, replace(part.view, augment=False), micro, world)
         torch.manual_seed(config.seed)
         self.model = Downstream(
-            Encoder(config.model, {contract.sensor: layout}),
+            Encoder(config.model, {contract.sensor: self.input.layout}),
             self.task.head(config.model.dimensions.width),
             config.mode == "linear_probe",
         )
         if weights:
-            self.model.encoder.load_state_dict(checkpoint.read_weights(weights.folder, "encoder."))
+            known = checkpoint.read_weights(weights.folder, "encoder.")
+            # weights of several sensors hold tables of the others too
+            wanted = self.model.encoder.state_dict().keys()
+            self.model.encoder.load_state_dict({k: v for k, v in known.items() if k in wanted})
         self._last: NDArray[np.int64] | None = None
 
     def groups(self) -> list[dict[str, object]]:
@@ -137,7 +148,7 @@ class Finetuning:
             yield self.task.loss_sum(predicted[kept], batch.labels_B[part].to(kept.device)[kept])[None]
 
     def _image(self, batch: Batch, part: slice) -> Tensor:
-        return self.normaliser(batch.image_BCHW[part].to(self.world.device, non_blocking=True))
+        return self.input.normaliser(batch.image_BCHW[part].to(self.world.device, non_blocking=True))
 
     def measure(self, step: int, engine: Engine) -> dict[str, float]:
         """Score the validation split every few epochs and at the end."""
@@ -163,7 +174,7 @@ class Finetuning:
         summed = self.world.sum(mine.ravel().astype(float).tolist())
         if not any(summed):
             raise ContractError(
-                f"no sample of split `{self.config.val_split}` of {self.config.data.shards} carries a label: there is"
+                f"no sample of split `{self.config.val_split}` of {self.config.data.names} carries a label: there is"
                 " nothing to score. Shard it with `labels`."
             )
         return np.array(summed, np.int64).reshape(mine.shape)
@@ -174,12 +185,12 @@ class Finetuning:
         trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         weights = f"{config.init}, which decide model and input" if config.init else "from scratch"
         size = f"{count_parameters(self.model) / 1e6:.2f} M parameters, {trained / 1e6:.3f} M trained"
-        samples = f"{len(stream.reader)} samples to train, {len(self.validation.reader)} to score"
         rows = [
             ("run", str(config.folder)),
             ("task", f"{config.task}, {config.mode}"),
             ("weights", weights),
-            ("data", f"{samples}, of {config.data.shards}"),
+            *(("data", line) for line in stream.told()),
+            ("scored", f"{len(self.validation.samples)} samples of split {config.val_split}"),
             ("model", f"{config.model.size}, {size}"),
             ("steps", f"{Span.of(config, stream).total} of {config.batch.size} samples"),
         ]
@@ -215,7 +226,8 @@ class Weights:
 
         Raises `ContractError` where bands or size of the images were asked for and differ.
         """
-        mine = self.state.data
+        # sets of other sensors are refused when they are opened
+        mine = self.state.data.of(manifests.read(config.data.shards[0].path).contract.sensor)
         asked = {"data.bands": config.data.bands, "data.image_px": config.data.image_px}
         has = {"data.bands": mine.bands, "data.image_px": mine.image_px}
         wrong = differences({k: has[k] for k, v in asked.items() if v}, {k: v for k, v in asked.items() if v})
@@ -229,37 +241,50 @@ class Weights:
         return config.model_copy(update={"data": data, "model": model})
 
 
-def _data_record(reader: ShardReader, config: FinetuneConfig, weights: Weights | None) -> DataRecord:
+def _only_family(config: FinetuneConfig) -> Family:
+    families = open_families(config.data, WITH_LABELS)
+    if len(families) > 1:
+        names = ", ".join(f"{f.contract.sensor} ({', '.join(s.name for s in f.sources)})" for f in families)
+        raise ContractError(f"fine-tuning takes sets of one sensor, these are of several: {names}.")
+    return families[0]
+
+
+def _view(contract: DataContract, config: FinetuneConfig) -> View:
+    bands = config.model.bands(contract.sensor)
+    return replace(make_view(contract, config.data, config.model.patch_px, bands), seed=config.seed)
+
+
+def _scored(family: Family, config: FinetuneConfig) -> Source:
+    """Open the split to score, of all sets; raises `ContractError` where another set trains on its samples."""
+    scored = open_split(config.data, config.val_split)
+    require_distinct([*(r for s in family.sources for r in s.readers), *scored.readers])
+    warn_of_shared_ground(family)
+    return scored
+
+
+def _data(part: Part, config: FinetuneConfig, weights: Weights | None) -> RunData:
     """Return what the encoder expects of its input: the checkpoint's record, or a new one from scratch.
 
-    Raises `ContractError` with a difference list where the shard set does not hold what the weights expect.
+    Raises `ContractError` with a difference list where the shard sets do not hold what the weights expect.
     """
-    contract = reader.manifest.contract
-    names = config.data.bands or contract.band_names
-    positions = contract.band_positions(names)
-    if weights:
-        _require_fitting(weights.state.data, reader, config)
-    # the checkpoint's statistics, not this set's: the weights know only those
-    measured = tuple(reader.manifest.statistics[i] for i in positions)
-    return DataRecord(
-        contract=contract,
-        statistics=weights.state.data.statistics if weights else measured,
-        bands=names,
-        image_px=config.data.image_px or contract.tile_px,
-        normalise=config.data.normalise,
-        digest=reader.manifest.digest(),
-    )
+    data, sensor = run_data([part], config.data.normalise), part.family.contract.sensor
+    if not weights:
+        return data
+    expected = weights.state.data.of(sensor)
+    _require_fitting(expected, part.family.contract, config)
+    # the checkpoint's statistics, not these sets': the weights know only those
+    record = data.of(sensor).model_copy(update={"statistics": expected.statistics})
+    return data.model_copy(update={"sensors": {sensor: record}})
 
 
-def _require_fitting(expected: DataRecord, reader: ShardReader, config: FinetuneConfig) -> None:
-    found = reader.manifest.contract
+def _require_fitting(expected: DataRecord, found: DataContract, config: FinetuneConfig) -> None:
     keys = ("sensor", "level", "scale", "nodata")
     problems = differences(
         {k: getattr(expected.contract, k) for k in keys}, {k: getattr(found, k) for k in keys}
     )
     if problems:
         raise ContractError(
-            f"the weights in {config.init} do not fit {config.data.shards}: {'; '.join(problems)}."
+            f"the weights in {config.init} do not fit {config.data.names}: {'; '.join(problems)}."
         )
 
 

@@ -12,16 +12,18 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from pipeline.config import differences
 from pipeline.console import Progress, say
 from pipeline.errors import ConfigError, ContractError
 from training import runs
-from training.checkpoint import FORMAT_VERSION, DataRecord, State, Store, read_state
-from training.data import Batch, ShardStream
+from training.checkpoint import FORMAT_VERSION, RunData, State, Store, read_state
+from training.data import Batch
 from training.engine import Engine, Recipe, StepResult
 from training.guards import COMPLETE, INTERRUPTED, STOP, mark
 from training.model import count_parameters
 from training.runs import RunConfig
 from training.schedule import learning_rate
+from training.stream import ShardStream
 from training.tracking import Tracker
 from training.world import World
 
@@ -44,7 +46,7 @@ class Work(Protocol):
     kind: str
     world: World
     stream: ShardStream
-    data: DataRecord
+    data: RunData
 
     @property
     def config(self) -> RunConfig:
@@ -135,8 +137,12 @@ def _resume(work: Work, engine: Engine, store: Store) -> int:
             f"{folder} was written by {state.ranks} ranks, not {work.world.size}; start {state.ranks} ranks."
         )
     if state.data.digest != work.data.digest and work.config.resume == "auto":
+        before, now = (
+            {s.path: s.model_dump(exclude={"path"}) for s in d.sets} for d in (state.data, work.data)
+        )
         raise ConfigError(
-            f"{folder} was trained on other data than {work.config.data.shards}; resume=changed allows it."
+            f"{folder} was trained on other data than {work.config.data.names} ({'; '.join(differences(before, now))});"
+            " resume=changed allows it."
         )
     engine.load(folder / "engine")
     if work.world.main:
@@ -160,6 +166,8 @@ def _loop(session: Session, start: int) -> bool:
             _require_counted(result, config)
         now = time.perf_counter()
         metrics = _measured(result, config.batch.size, loaded - began, now - began)
+        if len(work.data.sensors) > 1:
+            metrics[f"loss_{batch.sensor}"] = result.loss
         tracker.log(step, metrics | result.observed | work.measure(step, engine))
         progress.advance(note=f"loss {result.loss:.4f}, lr {lr:.2e}")
         # the same on all ranks, for result.stop was agreed by all
@@ -176,7 +184,7 @@ def _require_counted(result: StepResult, config: RunConfig) -> None:
     """Raise `ContractError` where nothing in a run's first batch counts: it would train on nothing, silently."""
     if not result.counted:
         raise ContractError(
-            f"no sample of the first batch from {config.data.shards} counts: none has a label, or none has enough"
+            f"no sample of the first batch from {config.data.names} counts: none has a label, or none has enough"
             " valid pixels. Look at the set with preprocessing/show.py and verify.py."
         )
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -25,20 +26,21 @@ from pydantic import Field
 from torch import Tensor
 
 from pipeline.console import Command, run, say, table
-from pipeline.contract import normalisation
+from pipeline.contract import DataContract
 from training import masking, panels, runs
 from training.architecture import ModelConfig
-from training.checkpoint import DataRecord
 from training.chosen import Chosen
-from training.data import Batch, ShardStream, make_view
+from training.data import Batch, View, make_view
 from training.engine import Engine
+from training.inputs import SensorInput
 from training.loop import Prepared, Span, train
 from training.masking import Choice, MaskingConfig
 from training.model import SpatialSpectralMAE, count_parameters
-from training.reader import ShardReader
 from training.schedule import decay_groups
+from training.sets import Part, open_families, run_data
+from training.stream import ShardStream
 from training.targets import picture
-from training.tokens import Normaliser, Rescale, to_cubes
+from training.tokens import Layout, to_cubes
 from training.tracking import Tracker
 from training.world import World
 
@@ -46,6 +48,7 @@ COMMAND = Command(
     "Pretrain a spectral masked autoencoder (S2MAE) on a shard set.",
     "configs/pretrain/default.yaml",
     """  python training/pretrain.py configs/pretrain/default.yaml data.shards=/path/to/shards
+  python training/pretrain.py configs/pretrain/default.yaml 'data.shards=[{path: a, weight: 3},{path: b, weight: 1}]'
   python training/pretrain.py configs/pretrain/demo.yaml name=trial masking.strategy=saliency
   bash slurm/pretrain.sh CONFIG        the same on a laptop
   sbatch slurm/pretrain.sh CONFIG      the same on a cluster""",
@@ -71,35 +74,29 @@ class Pretraining:
     def __init__(self, config: PretrainConfig, world: World) -> None:
         """Open the data and fit model and masking to it; all that can be wrong is found here."""
         self.config, self.world = config, world
-        reader = ShardReader(config.data.shards, config.data.split, config.data.verify)
-        contract = reader.manifest.contract
-        asked = config.data.bands or config.model.bands(contract.sensor)
-        view = make_view(contract, config.data.model_copy(update={"bands": asked}), config.model.patch_px)
-        view = replace(view, richness_weight=config.masking.richness_weight, seed=config.seed)
-        names = tuple(contract.band_names[i] for i in view.bands)
-        statistics = tuple(reader.manifest.statistics[i] for i in view.bands)
-        bands = [contract.bands[i] for i in view.bands]
-        self.layout = config.model.layout(contract.sensor, bands, view.image_px)
-        masking.check(config.masking, self.layout.tokens, self.layout.groups)
-        self.normaliser = Normaliser(normalisation(config.data.normalise, statistics))
-        # also what pictures are drawn on
-        self.to_unit = Rescale(self.normaliser.recorded, normalisation("minmax", statistics))
-        self.stream = ShardStream(reader, view, config.batch, world)
+        parts = [Part(family, self._view(family.contract)) for family in open_families(config.data)]
+        self.data = run_data(parts, config.data.normalise)
+        self.inputs = {s: SensorInput.of(record, config.model) for s, record in self.data.sensors.items()}
+        self.shown = {s: self._check(i.layout) for s, i in self.inputs.items()}
+        self.stream = ShardStream(parts, config.batch, world)
         self.span = Span.of(config, self.stream)
-        self.data = DataRecord(
-            contract=contract,
-            statistics=statistics,
-            bands=names,
-            image_px=view.image_px,
-            normalise=config.data.normalise,
-            digest=reader.manifest.digest(),
-        )
         torch.manual_seed(config.seed)
-        on_unit = config.data.normalise == "minmax"
-        sensor = contract.sensor
+        # `minmax` input is on the unit scale already
+        other_scale = self.inputs if config.data.normalise != "minmax" else {}
         self.model = SpatialSpectralMAE(
-            config.model, {sensor: self.layout}, {} if on_unit else {sensor: self.to_unit}
+            config.model,
+            {s: i.layout for s, i in self.inputs.items()},
+            {s: i.to_unit for s, i in other_scale.items()},
         )
+
+    def _view(self, contract: DataContract) -> View:
+        config = self.config
+        bands = config.model.bands(contract.sensor)
+        view = make_view(contract, config.data, config.model.patch_px, bands)
+        return replace(view, richness_weight=config.masking.richness_weight, seed=config.seed)
+
+    def _check(self, layout: Layout) -> int:
+        return masking.check(self.config.masking, layout.tokens, layout.groups)
 
     def groups(self) -> list[dict[str, object]]:
         """Return the optimiser's parameter groups."""
@@ -107,11 +104,11 @@ class Pretraining:
 
     def choose(self, batch: Batch) -> Choice:
         """Choose the shown cubes of a batch: a pure function of (seed, sample, epoch, saliency, lambda(step))."""
-        config = self.config.masking
+        config, layout = self.config.masking, self.inputs[batch.sensor].layout
         keys = masking.Keys(self.config.seed, batch.ids, batch.epoch)
         strength = masking.strength(config, batch.step, self.span.warmup, self.span.total)
         return masking.choose(
-            masking.Draw(keys, batch.saliency_BS, self.layout.groups, strength, config), batch.valid_BS
+            masking.Draw(keys, batch.saliency_BS, layout.groups, strength, config), batch.valid_BS
         )
 
     def prepare(self, batch: Batch, engine: Engine) -> Prepared:
@@ -124,13 +121,14 @@ class Pretraining:
 
     def _losses(self, batch: Batch, choice: Choice, engine: Engine) -> Iterator[Tensor]:
         for part in batch.micro_batches(self.stream.accumulation):
-            yield engine.module(*self._inputs(batch, choice, part)).loss_sums
+            yield engine.module(*self._given(batch, choice, part)).loss_sums
 
-    def _inputs(self, batch: Batch, choice: Choice, part: slice) -> tuple[Tensor, Chosen]:
+    def _given(self, batch: Batch, choice: Choice, part: slice) -> tuple[Tensor, Chosen, str]:
         """Put one micro-batch on the device: int16 travels, normalisation happens there."""
-        device = self.world.device
-        image_BCHW = self.normaliser(batch.image_BCHW[part].to(device, non_blocking=True))
-        return image_BCHW, Chosen.of(choice, batch.valid_BS, part, self.layout.tokens).to(device)
+        device, mine = self.world.device, self.inputs[batch.sensor]
+        image_BCHW = mine.normaliser(batch.image_BCHW[part].to(device, non_blocking=True))
+        chosen = Chosen.of(choice, batch.valid_BS, part, mine.layout.tokens).to(device)
+        return image_BCHW, chosen, batch.sensor
 
     def measure(self, step: int, engine: Engine) -> dict[str, float]:
         """Nothing but the loss is measured on the way."""
@@ -139,14 +137,13 @@ class Pretraining:
     def plan(self) -> str:
         """Tell what the run is going to be."""
         config, world = self.config, self.world
-        shown = masking.check(config.masking, self.layout.tokens, self.layout.groups)
-        samples, precision = len(self.stream.reader), config.engine.resolve(world.device)
-        size = f"{len(self.data.bands)} bands, {self.data.image_px} px"
+        precision = config.engine.resolve(world.device)
+        tokens = ", ".join(f"{self.shown[s]} of {i.layout.tokens}" for s, i in self.inputs.items())
         rows = [
             ("run", str(config.folder)),
-            ("data", f"{samples} samples of {config.data.shards}, {size}"),
+            *(("data", line) for line in self.stream.told()),
             ("model", f"{config.model.size}, {count_parameters(self.model) / 1e6:.2f} M parameters"),
-            ("tokens", f"{shown} of {self.layout.tokens} cubes shown, masking {config.masking.strategy}"),
+            ("tokens", f"{tokens} cubes shown, masking {config.masking.strategy}"),
             (
                 "steps",
                 f"{self.span.total} of {config.batch.size} samples, {self.stream.steps_per_epoch} an epoch",
@@ -158,9 +155,10 @@ class Pretraining:
     def finish(self, engine: Engine, tracker: Tracker) -> str:
         """Draw what was shown, predicted and there; say what to do next."""
         config = self.config
-        if config.panel_images:
-            path = config.folder / "panels" / "reconstruction.png"
-            rows = self._panel_rows(engine)
+        for sensor in self.inputs if config.panel_images else ():
+            name = "reconstruction" if len(self.inputs) == 1 else f"reconstruction-{sensor}"
+            path = config.folder / "panels" / f"{name}.png"
+            rows = self._panel_rows(engine, sensor)
             if self.world.main:
                 tracker.artifact(panels.reconstruction(rows, path), "panels")
         return (
@@ -172,28 +170,29 @@ class Pretraining:
 
     def _next_words(self) -> list[str]:
         """Return the words of a fine-tuning that runs on this set, if it is labelled."""
-        config, contract = self.config, self.data.contract
-        labelled = contract.classes and contract.label_kind == "class"
+        config, contracts = self.config, [record.contract for record in self.data.sensors.values()]
+        labelled = len(contracts) == 1 and contracts[0].classes and contracts[0].label_kind == "class"
         words = [f"init={config.folder}", f"output={config.output}", f"name={config.name}-tuned"]
-        words.append(f"data.shards={config.data.shards if labelled else '/path/to/labelled/shards'}")
+        words.append(shlex.quote(config.data.word) if labelled else "data.shards=/path/to/labelled/shards")
         return [*words, f"batch.size={min(config.batch.size, 256)}"]
 
     @torch.no_grad()
-    def _panel_rows(self, engine: Engine) -> list[panels.Row]:
-        """Reconstruct the first images of the run's last step; colours are on the `minmax` scale."""
+    def _panel_rows(self, engine: Engine, sensor: str) -> list[panels.Row]:
+        """Reconstruct the first images of a sensor's last step; colours are on the `minmax` scale."""
         # the last step's: its masks are those of the curriculum's end
-        batch = self.stream[self.span.total - 1]
-        image, chosen = self._inputs(batch, self.choose(batch), slice(0, self.config.panel_images))
-        predicted = engine.module(image, chosen).predicted_BMP
-        target, source = self.config.model.target, self.model.source(image)
-        reconstructed = picture(source, chosen, predicted, target, self.layout)
+        batch, mine = self.stream[self.stream.last(sensor, self.span.total)], self.inputs[sensor]
+        image, chosen, _ = self._given(batch, self.choose(batch), slice(0, self.config.panel_images))
+        predicted = engine.module(image, chosen, sensor).predicted_BMP
+        target, source = self.config.model.target, self.model.source(image, sensor)
+        reconstructed = picture(source, chosen, predicted, target, mine.layout)
+        unit_BCHW = mine.to_unit(image)
         columns = {
-            "shown": picture(to_cubes(self.to_unit(image), self.layout), chosen, None, target, self.layout),
+            "shown": picture(to_cubes(unit_BCHW, mine.layout), chosen, None, target, mine.layout),
             # targets of unit scale are made from images of unit scale
-            "reconstructed": reconstructed if self.model.to_unit else self.to_unit(reconstructed),
-            "original": self.to_unit(image),
+            "reconstructed": reconstructed if self.model.to_unit else mine.to_unit(reconstructed),
+            "original": unit_BCHW,
         }
-        bands = self.data.rgb()
+        bands = mine.record.rgb()
         return [
             {k: v[i][bands].permute(1, 2, 0).cpu().numpy() for k, v in columns.items()}
             for i in range(len(image))

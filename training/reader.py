@@ -10,6 +10,7 @@ import bisect
 import itertools
 import os
 import tarfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -64,10 +65,15 @@ def _check_member(member: tarfile.TarInfo, path: Path) -> None:
 class ShardReader:
     """The samples of one split of a shard set, by their number in manifest order."""
 
-    def __init__(self, location: Path, split: str, verify: Verify = "size") -> None:
-        self.manifest: Manifest = manifests.read(location)
+    def __init__(
+        self, location: Path, split: str, verify: Verify = "size", manifest: Manifest | None = None
+    ) -> None:
+        """manifest: the one at `location`, where it was read before."""
+        self.manifest: Manifest = manifest or manifests.read(location)
         self.folder = location if location.is_dir() else location.parent
         self.shards = self.manifest.shards(split)
+        self.scenes = {s.id for s in self.manifest.scenes if s.tiles.get(split)}
+        """Scenes that gave samples of the split."""
         self._ends = list(itertools.accumulate(s.samples for s in self.shards))
         if not self._ends or not self._ends[-1]:
             raise ContractError(
@@ -109,6 +115,11 @@ class ShardReader:
                 s: os.pread(stream.fileno(), size, offset) for s, (offset, size) in entry.members.items()
             }
         return samples.decode(entry.key, members, str(path))
+
+    def keys(self) -> Iterator[str]:
+        """Yield the keys of all samples; the headers of all shards are read."""
+        for place in range(len(self.shards)):
+            yield from (entry.key for entry in self._entries(place))
 
     def _entries(self, place: int) -> list[Entry]:
         shard = self.shards[place]

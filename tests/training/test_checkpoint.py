@@ -120,9 +120,10 @@ def test_a_newer_format_is_refused(run: Path) -> None:
 def test_weights_travel_with_what_they_expect(run: Path) -> None:
     folder = find(run)
     state = read_state(folder)
-    assert (state.kind, state.step, state.data.image_px) == ("pretrain", 20, 48)
-    assert state.data.bands == ("B02", "B03", "B04", "B08", "B11", "B12")
-    assert len(state.data.statistics) == 6
+    record = state.data.of("sentinel2")
+    assert (state.kind, state.step, record.image_px) == ("pretrain", 20, 48)
+    assert record.bands == ("B02", "B03", "B04", "B08", "B11", "B12")
+    assert len(record.statistics) == 6
     weights = read_weights(folder, "encoder.")
     assert weights["positions.spatial.6.weight"].shape == (36, 96)
     assert not any(name.startswith("decoder") for name in weights)
@@ -138,5 +139,9 @@ def test_weights_of_the_first_format_are_read_under_todays_names(run: Path) -> N
     assert {"encoder.positions.spectral", "decoder.positions.spatial", "encoder.embed.bias"} <= set(before)
     save_file(before, folder / "weights.safetensors")
     path = folder / "state.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 1}))
+    tree = json.loads(path.read_text())
+    expected = read_state(folder).data.of("sentinel2")
+    data = tree["data"]["sensors"]["sentinel2"] | {"digest": tree["data"]["digest"]}
+    path.write_text(json.dumps(tree | {"format_version": 1, "data": data}))
     assert read_weights(folder).keys() == now.keys()
+    assert read_state(folder).data.of("sentinel2") == expected

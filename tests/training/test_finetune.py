@@ -15,6 +15,7 @@ import yaml
 
 from pipeline.errors import ContractError
 from tests.training.processes import ROOT, run_cases
+from tests.training.shard_sets import Kind
 from training import checkpoint, journal
 from training.tasks import TASKS
 from training.tasks.classification import Classification
@@ -103,8 +104,10 @@ def test_the_weights_decide_model_and_input_and_that_is_recorded(
 
 def test_a_set_without_a_label_is_refused(make_shards: Callable[..., Path], tmp_path: Path) -> None:
     common = [f"output={tmp_path}", "batch.size=4", "epochs=1", "model.size=tiny"]
-    bare = make_shards("bare", train=range(8), val=range(8, 12), labelled=())
-    half = make_shards("half", train=range(8), val=range(8, 12), labelled=("train",))
+    bare, half = (
+        make_shards(name, Kind(labelled=labelled), train=range(8), val=range(8, 12))
+        for name, labelled in (("bare", ()), ("half", ("train",)))
+    )
     outcomes = run_cases(
         tmp_path,
         [("finetune", [*common, f"name={s.name}", f"data.shards={s}"]) for s in (bare, half)],

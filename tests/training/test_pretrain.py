@@ -17,6 +17,8 @@ import pytest
 from tests.training.processes import ROOT, SMALL, finish, run_cases, start
 from training import journal
 
+STAGE_3 = ("name=mixed", "engine.zero_stage=3")
+
 
 def losses(run: Path) -> list[float]:
     lines = journal.read(run)
@@ -52,7 +54,7 @@ def test_micro_batches_and_loader_processes_do_not_change_the_loss(trained: Path
 
 @pytest.fixture(scope="module")
 def two_ranks(
-    shards: Path, tmp_path_factory: pytest.TempPathFactory, trained: Path
+    shards: Path, mixed: str, tmp_path_factory: pytest.TempPathFactory, trained: Path
 ) -> tuple[Path, list[object]]:
     """Runs of two processes, started by plain environment variables as srun gives them."""
     output = tmp_path_factory.mktemp("two")
@@ -63,6 +65,9 @@ def two_ranks(
         ("pretrain", [*stage3, "stop_at=10"]),
         ("pretrain", stage3),
         ("pretrain", [*words[1:], f"output={trained}", "name=stage1", "resume=changed"]),
+        ("pretrain", [words[0], mixed, *SMALL, *STAGE_3, "stop_at=8"]),
+        ("pretrain", [words[0], mixed.replace("3}", "2}"), *SMALL, *STAGE_3]),
+        ("pretrain", [words[0], mixed, *SMALL, *STAGE_3]),
     ]
     return output, run_cases(output, cases, ranks=2)
 
@@ -78,6 +83,28 @@ def test_two_processes_see_what_one_sees(two_ranks: tuple[Path, list[object]], t
             journal.read(folder / name)[-1].metrics for folder, name in ((output, name), (trained, "whole"))
         )
         assert observed["mask_saliency_shown"] == pytest.approx(once["mask_saliency_shown"], rel=1e-9)
+
+
+def test_two_sensors_train_together_under_zero_3_as_in_one_process(
+    two_ranks: tuple[Path, list[object]], trained: Path
+) -> None:
+    output, outcomes = two_ranks
+    assert (outcomes[4], outcomes[6]) == (False, True)
+    # with the interruption between: the same step has the same sensor and samples on all ranks
+    assert losses(output / "mixed") == pytest.approx(losses(trained / "mixed"), rel=1e-5)
+    by_sensor = [
+        {k for k in line.metrics if k.startswith("loss_")} for line in journal.read(output / "mixed")
+    ]
+    assert {len(names) for names in by_sensor} == {1}
+    assert set.union(*by_sensor) == {"loss_sentinel2", "loss_landsat_oli"}
+    assert {p.name for p in (output / "mixed/panels").iterdir()} == {
+        "reconstruction-sentinel2.png", "reconstruction-landsat_oli.png",
+    }  # fmt: skip
+
+
+def test_t09_other_weights_are_other_data(two_ranks: tuple[Path, list[object]]) -> None:
+    assert "was trained on other data" in str(two_ranks[1][5])
+    assert "made.weight: 3.0 -> 2.0" in str(two_ranks[1][5])
 
 
 def test_another_number_of_ranks_is_refused_by_name(two_ranks: tuple[Path, list[object]]) -> None:

@@ -1,0 +1,131 @@
+"""Small shard sets for the training tests, written with the project's own formats."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from pipeline import histogram as histograms
+from pipeline import manifest as manifests
+from pipeline.contract import BandContract, DataContract
+from pipeline.indices import INDICES
+from pipeline.manifest import Manifest, SceneRecord, Shard
+from pipeline.saliency import cell_statistics
+from pipeline.sample import NODATA, Flag, Sample, encode
+from pipeline.sensors import SENSORS
+
+INDEX_NAMES = ("NDVI", "NDWI", "NDBI")
+ROLES = ("blue", "green", "red", "nir", "swir1", "swir2")
+TILE_PX, CELL_PX = 48, 8
+CLASSES = ("water", "field", "town")
+_SPECTRA = {
+    0: (0.06, 0.05, 0.03, 0.02, 0.01, 0.01),
+    1: (0.03, 0.07, 0.05, 0.4, 0.2, 0.1),
+    2: (0.1, 0.12, 0.14, 0.2, 0.25, 0.22),
+}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What differs between made sets; bands are in the order of `ROLES`."""
+
+    sensor: str = "sentinel2"
+    bands: tuple[str, ...] = ("B02", "B03", "B04", "B08", "B11", "B12")
+    level: str = "L2A"
+    scene: str = "tile"
+    tile_px: int = TILE_PX
+    name: str = "made"
+    earlier: tuple[str, ...] = ()
+    labelled: tuple[str, ...] = ("train", "val")
+
+
+SENTINEL2 = Kind()
+LANDSAT = Kind("landsat_oli", ("B2", "B3", "B4", "B5", "B6", "B7"), "L2SP", "oli")
+
+
+def make_sample(number: int, kind: Kind = SENTINEL2) -> Sample:
+    """One tile of two land covers in stripes; every seventh has a nodata corner."""
+    rng = np.random.default_rng(number)
+    label = number % len(CLASSES)
+    side = np.arange(kind.tile_px)
+    stripes = (side[None] // 12 + side[:, None] // 16 + number) % 4 == 0
+    classes = np.where(stripes, (label + 1) % 3, label)
+    table = np.array([_SPECTRA[c] for c in range(3)])
+    reflectance = table[classes].transpose(2, 0, 1) * rng.uniform(0.8, 1.2, (1, *stripes.shape))
+    pixels = np.rint(reflectance * 1e4).astype(np.int16)
+    mask = np.zeros(stripes.shape, np.uint8)
+    if number % 7 == 0:
+        mask[:16, :16] = Flag.NODATA
+        pixels[:, :16, :16] = NODATA
+    return Sample(
+        f"{kind.scene}_{number:05d}", pixels, mask, _cells(pixels, mask), {"scene": kind.scene}, label
+    )
+
+
+def _cells(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    reflectance = pixels.astype(np.float32) * 1e-4
+    roles = dict(zip(ROLES, reflectance, strict=True))
+    values = np.stack([INDICES[n](*(roles[r] for r in INDICES[n].roles)) for n in INDEX_NAMES])
+    return cell_statistics(values, mask == 0, CELL_PX)
+
+
+def write_shards(folder: Path, splits: dict[str, range], kind: Kind = SENTINEL2, per_shard: int = 16) -> Path:
+    """Write a shard set with the numbered samples of each split; returns its folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = {
+        name: tuple(_write_split(folder, name, numbers, per_shard, kind)) for name, numbers in splits.items()
+    }
+    counted = histograms.empty(len(kind.bands))
+    for sample in (make_sample(n, kind) for n in splits.get("train", ())):
+        histograms.count(counted, sample.pixels, sample.mask == 0)
+    histograms.write(folder, kind.bands, counted)
+    scene = SceneRecord(
+        id=kind.scene,
+        reader="made",
+        acquired="",
+        level=kind.level,
+        tiles={k: len(v) for k, v in splits.items()},
+    )
+    manifest = Manifest(
+        name=kind.name, contract=_contract(kind), statistics=histograms.statistics(counted), splits=written,
+        scenes=(scene,), settings={}, code_version="test", notices=(), earlier=kind.earlier,
+    )  # fmt: skip
+    manifests.write(manifest, folder)
+    return folder
+
+
+def _write_split(folder: Path, name: str, numbers: range, per_shard: int, kind: Kind) -> list[Shard]:
+    (folder / name).mkdir(exist_ok=True)
+    shards = []
+    for start in range(0, len(numbers), per_shard):
+        chosen = numbers[start : start + per_shard]
+        path = folder / name / f"shard-{start // per_shard:06d}.tar"
+        with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+            for number in chosen:
+                sample = make_sample(number, kind)
+                sample = sample if name in kind.labelled else replace(sample, label=None)
+                for suffix, data in encode(sample).items():
+                    info = tarfile.TarInfo(f"{sample.key}.{suffix}")
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
+        shards.append(Shard(path=f"{name}/{path.name}", samples=len(chosen), size_bytes=path.stat().st_size,
+                            sha256=manifests.sha256(path)))  # fmt: skip
+    return shards
+
+
+def _contract(kind: Kind) -> DataContract:
+    bands = SENSORS[kind.sensor].select(kind.bands)
+    names = dict(zip(ROLES, kind.bands, strict=True))
+    return DataContract(
+        sensor=kind.sensor, level=kind.level, gsd_m=10, tile_px=kind.tile_px, cell_px=CELL_PX, indices=INDEX_NAMES,
+        index_bands={i: tuple(names[r] for r in INDICES[i].roles) for i in INDEX_NAMES}, resampling="bilinear",
+        bands=tuple(
+            BandContract(name=b.name, role=b.role, centre_nm=b.centre_nm, width_nm=b.width_nm, source_gsd_m=b.gsd_m)
+            for b in bands
+        ),
+        classes=CLASSES,
+    )  # fmt: skip

@@ -1,0 +1,247 @@
+"""Shard sets read together: which belong together, whether they may be, and the statistics of all."""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+import itertools
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from pipeline import histogram as histograms
+from pipeline import manifest as manifests
+from pipeline.config import differences
+from pipeline.console import LOG
+from pipeline.contract import BandContract, BandStatistics, DataContract, NormalisationKind
+from pipeline.errors import ConfigError, ContractError, unknown
+from pipeline.manifest import Manifest
+from pipeline.sample import Sample
+from training.checkpoint import DataRecord, RunData, SetRecord
+from training.data import DataConfig, ShardSet, View
+from training.reader import ShardReader
+
+WITHOUT_LABELS = frozenset({"tile_px", "classes", "label_kind"})
+"""Fields of the contract in which sets may differ that are trained on without labels."""
+WITH_LABELS = frozenset({"tile_px"})
+"""The same where labels count; tiles of any size give crops of one."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Sets under one weight, their samples in one row."""
+
+    readers: tuple[ShardReader, ...]
+    weight: float | None = None
+    """None: by number of samples."""
+
+    @cached_property
+    def _ends(self) -> list[int]:
+        return list(itertools.accumulate(len(r) for r in self.readers))
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return self._ends[-1]
+
+    @property
+    def name(self) -> str:
+        """The folders, for people."""
+        return ", ".join(str(r.folder) for r in self.readers)
+
+    def read(self, number: int) -> Sample:
+        """Read and decode sample `number` of the row."""
+        place = bisect.bisect_right(self._ends, number)
+        reader = self.readers[place]
+        return reader.read(number - (self._ends[place] - len(reader)))
+
+
+@dataclass(frozen=True)
+class Family:
+    """The sets of one sensor: their samples mean the same, and mix within a step."""
+
+    sources: tuple[Source, ...]
+    contract: DataContract
+    """Of all of them: the smallest tile, the levels of all, classes only where they are the same."""
+
+    @property
+    def sets(self) -> dict[Path, Manifest]:
+        """The manifests by folder."""
+        return {r.folder: r.manifest for s in self.sources for r in s.readers}
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return sum(map(len, self.sources))
+
+    def statistics(self) -> tuple[BandStatistics, ...]:
+        """Return the statistics of every stored band over all pixels of the training tiles.
+
+        Those of several sets are merged exactly, from their histograms: a set counts by its pixels and not by its
+        weight, so that the input of a model does not change with the weights.
+        """
+        (first, *others) = self.sets.values()
+        return histograms.merged(self.sets) if others else first.statistics
+
+
+@dataclass(frozen=True)
+class Part:
+    """The samples of a sensor, and how they are looked at."""
+
+    family: Family
+    view: View
+
+    @property
+    def bands(self) -> tuple[BandContract, ...]:
+        """The bands of the view, in its order."""
+        return tuple(self.family.contract.bands[i] for i in self.view.bands)
+
+    def record(self, normalise: NormalisationKind) -> DataRecord:
+        """Return what weights trained on these samples expect of their input."""
+        measured = self.family.statistics()
+        return DataRecord(
+            contract=self.family.contract,
+            statistics=tuple(measured[i] for i in self.view.bands),
+            bands=tuple(b.name for b in self.bands),
+            image_px=self.view.image_px,
+            normalise=normalise,
+        )
+
+
+def run_data(parts: Sequence[Part], normalise: NormalisationKind) -> RunData:
+    """Return the record of all that a run reads."""
+    sources = [s for part in parts for s in part.family.sources]
+    sets = tuple(_set_record(r, s.weight) for s in sources for r in s.readers)
+    # weights and order of the sets decide which samples a step sees
+    shares = json.dumps([[s.weight, [r.manifest.digest() for r in s.readers]] for s in sources])
+    several = hashlib.sha256(shares.encode()).hexdigest()[:16]
+    return RunData(
+        sensors={p.family.contract.sensor: p.record(normalise) for p in parts},
+        sets=sets,
+        digest=sets[0].digest if len(sets) == 1 else several,
+    )
+
+
+def _set_record(reader: ShardReader, weight: float | None) -> SetRecord:
+    made = reader.manifest
+    return SetRecord(
+        name=made.name, path=str(reader.folder), digest=made.digest(), samples=len(reader), weight=weight
+    )
+
+
+def open_families(config: DataConfig, free: Collection[str] = WITHOUT_LABELS) -> tuple[Family, ...]:
+    """Open the sets of a training, in families by sensor, in the order they are given.
+
+    Raises `ContractError` naming two manifests and their differences where sets of one sensor do not agree in all
+    but `free` fields of the contract, and where two sets hold the same sample.
+    """
+    sources = [_open(one, config.split, config) for one in config.shards]
+    by_sensor: dict[str, list[Source]] = {}
+    for source in sources:
+        by_sensor.setdefault(source.readers[0].manifest.contract.sensor, []).append(source)
+    _check_bands(config, list(by_sensor))
+    families = tuple(_family(found, free, config) for found in by_sensor.values())
+    require_distinct([r for s in sources for r in s.readers])
+    return families
+
+
+def open_split(config: DataConfig, split: str) -> Source:
+    """Open another split of all sets as one row, each sample once whatever the weights.
+
+    Raises `ContractError` where no set has samples of it.
+    """
+    folders = {folder: made for one in config.shards for folder, made in _found(one).items()}
+    return Source(tuple(_readers(folders, split, config)))
+
+
+def _open(one: ShardSet, split: str, config: DataConfig) -> Source:
+    return Source(tuple(_readers(_found(one), split, config)), one.weight)
+
+
+def _found(one: ShardSet) -> dict[Path, Manifest]:
+    if one.earlier:
+        return manifests.series(one.path)
+    return {one.path if one.path.is_dir() else one.path.parent: manifests.read(one.path)}
+
+
+def _readers(sets: Mapping[Path, Manifest], split: str, config: DataConfig) -> Iterator[ShardReader]:
+    """Yield readers of the sets that have samples of a split: not every scene that is added has some of each."""
+    filled = {f: m for f, m in sets.items() if sum(s.samples for s in m.splits.get(split, ()))}
+    # none has any: the reader of the last one says what is wrong
+    for folder, made in (filled or dict([list(sets.items())[-1]])).items():
+        yield ShardReader(folder, split, config.verify, made)
+
+
+def _family(sources: list[Source], free: Collection[str], config: DataConfig) -> Family:
+    sets = {str(r.folder): r.manifest for s in sources for r in s.readers}
+    manifests.require_together(sets, free)
+    contracts = [made.contract for made in sets.values()]
+    tiles_px = {name: made.contract.tile_px for name, made in sets.items()}
+    if len(set(tiles_px.values())) > 1 and config.image_px is None:
+        told = ", ".join(f"{px} px in {name}" for name, px in tiles_px.items())
+        raise ConfigError(f"tiles differ ({told}): set data.image_px to a crop that all of them give.")
+    weighted = sources[0].weight is not None
+    together = sources if weighted else [Source(tuple(r for s in sources for r in s.readers))]
+    return Family(tuple(together), _joined(contracts))
+
+
+def _joined(contracts: Sequence[DataContract]) -> DataContract:
+    first = contracts[0]
+    labels = {(c.label_kind, c.classes) for c in contracts}
+    return first.model_copy(
+        update={
+            "tile_px": min(c.tile_px for c in contracts),
+            "level": "+".join(sorted({level for c in contracts for level in c.level.split("+")})),
+            "classes": first.classes if len(labels) == 1 else (),
+        }
+    )
+
+
+def _check_bands(config: DataConfig, sensors: Sequence[str]) -> None:
+    if isinstance(config.bands, dict):
+        for name in config.bands:
+            if name not in sensors:
+                raise unknown("sensor", name, sensors, "data.bands")
+    elif config.bands and len(sensors) > 1:
+        raise ConfigError(
+            f"the sets are of sensors {', '.join(sensors)}: name bands by sensor,"
+            f" data.bands={{{sensors[0]}: [{','.join(config.bands)}], ...}}, or leave data.bands out to take all."
+        )
+
+
+def require_distinct(readers: Sequence[ShardReader]) -> None:
+    """Raise `ContractError` naming samples that two sets both hold: they would share their masks and count twice.
+
+    Shards are compared by checksum and scenes by name; keys are read only where two sets have scenes in common.
+    """
+    for ours, theirs in itertools.combinations(readers, 2):
+        twice = {s.sha256 for s in ours.shards} & {s.sha256 for s in theirs.shards}
+        # the splits of one set share scenes, and no sample
+        if not twice and (ours.folder == theirs.folder or not ours.scenes & theirs.scenes):
+            continue
+        keys = sorted(set(ours.keys()) & set(theirs.keys()))
+        if keys:
+            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+            raise ContractError(
+                f"the sets {ours.folder} and {theirs.folder} both hold the samples {', '.join(keys[:3])}{more}."
+                " Leave one of them out of data.shards."
+            )
+
+
+def warn_of_shared_ground(family: Family) -> None:
+    """Warn where sets were divided into splits by different rules: one's validation may be another's training
+    ground.
+    """
+    by_ground = {f: made for f, made in family.sets.items() if made.split.by == "ground"}
+    rules = {folder: made.settings.get("split", {}) for folder, made in by_ground.items()}
+    for folder, rule in rules.items():
+        first = next(iter(rules))
+        found = differences(rules[first], rule)
+        if found:
+            LOG.warning(
+                "%s and %s were divided into splits by other rules (%s): validation tiles of one may lie on training"
+                " ground of the other",
+                first,
+                folder,
+                "; ".join(found),
+            )

@@ -1,0 +1,134 @@
+"""The batches of a run: the steps of a training, and one pass over a split for evaluation.
+
+Any rank can load any step by itself, at any time: nothing is streamed past, so a resume reads nothing again.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Protocol
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from pipeline.sample import Sample
+from training.data import Batch, BatchConfig, View, collate, look
+from training.order import Draws, Offer, Order
+from training.sets import Part
+from training.world import World
+
+
+class ShardStream(Dataset[Batch]):
+    """The steps of a training run: `stream[step]` is this rank's batch of that step."""
+
+    def __init__(self, parts: Sequence[Part], batch: BatchConfig, world: World) -> None:
+        self.parts, self.world = tuple(parts), world
+        self.accumulation = batch.accumulation(world.size)
+        offers = [[Offer(s.name, len(s), s.weight) for s in p.family.sources] for p in parts]
+        self.order = Order.of(offers, batch.size, parts[0].view.seed)
+        self.steps_per_epoch = self.order.steps_per_epoch
+
+    def __len__(self) -> int:
+        """Return the number of samples of all sets."""
+        return sum(len(part.family) for part in self.parts)
+
+    def told(self) -> Iterator[str]:
+        """Yield what each sensor gives to an epoch, for people."""
+        for part, quotas, steps in zip(self.parts, self.order.sensors, self.order.steps, strict=True):
+            family, view = part.family, part.view
+            names = ", ".join(
+                f"{s.name} ({q.drawn / sum(x.drawn for x in quotas):.1%})" if len(quotas) > 1 else s.name
+                for s, q in zip(family.sources, quotas, strict=True)
+            )
+            what = f"{len(family)} samples of {names}, {len(view.bands)} bands, {view.image_px} px"
+            of_steps = f", {steps / self.steps_per_epoch:.1%} of the steps" if len(self.parts) > 1 else ""
+            yield f"{what}{of_steps}"
+
+    def last(self, sensor: str, stop: int) -> int:
+        """Return the last step before `stop` that takes its samples from a sensor, or else the first from there on."""
+        steps = itertools.chain(range(stop - 1, -1, -1), itertools.count(stop))
+        return next(s for s in steps if self.parts[self.order.sensor(s)[0]].view.sensor == sensor)
+
+    def mine(self, step: int) -> Draws:
+        """Return this rank's samples of a step, micro-batches one after the other."""
+        # of the whole step, on every rank: only then is the share of one the rest of the others
+        drawn = self.order.draws(step)
+        shape = (self.accumulation, self.world.size, -1)
+        rows = (drawn.source, drawn.sample, drawn.visit)
+        return Draws(drawn.sensor, *(row.reshape(shape)[:, self.world.rank].ravel() for row in rows))
+
+    def __getitem__(self, step: int) -> Batch:
+        """Load this rank's batch of a step."""
+        epoch, drawn = step // self.steps_per_epoch, self.mine(step)
+        sources, view = self.parts[drawn.sensor].family.sources, self.parts[drawn.sensor].view
+        visits = drawn.visit.tolist()
+        places = zip(drawn.source.tolist(), drawn.sample.tolist(), visits, strict=True)
+        looked = [look(sources[s].read(number), view, epoch, visit) for s, number, visit in places]
+        return collate(step, epoch, looked, view, visits)
+
+    def batches(self, start: int, stop: int, workers: int) -> Iterator[Batch]:
+        """Yield the batches of steps [start, stop), loaded ahead by `workers` processes."""
+        yield from _loader(self, range(start, stop), workers)
+
+
+class Samples(Protocol):
+    """Samples by number."""
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+
+    def read(self, number: int) -> Sample:
+        """Read sample `number`."""
+
+
+class Pass(Dataset[Batch]):
+    """One pass over samples in stored order, shared out to the ranks in equally many batches; for evaluation.
+
+    The last batches are filled up with unlabelled repetitions, so that each sample counts once and no rank waits
+    for another.
+    """
+
+    def __init__(self, samples: Samples, view: View, batch_size: int, world: World) -> None:
+        self.samples, self.view, self.batch_size, self.world = samples, view, batch_size, world
+
+    def __len__(self) -> int:
+        """Return the number of batches of a rank."""
+        return math.ceil(len(self.samples) / (self.batch_size * self.world.size))
+
+    def __getitem__(self, step: int) -> Batch:
+        """Load one batch."""
+        first = (step * self.world.size + self.world.rank) * self.batch_size
+        # every rank gets as many batches: one that waits for another under ZeRO-3 waits for ever
+        looked = [self._look(n) for n in range(first, first + self.batch_size)]
+        return collate(step, 0, looked, self.view)
+
+    def _look(self, number: int) -> Sample:
+        last = len(self.samples) - 1
+        sample = look(self.samples.read(min(number, last)), self.view, epoch=0)
+        return sample if number <= last else replace(sample, label=None)
+
+    def batches(self, workers: int) -> Iterator[Batch]:
+        """Yield all batches of this rank."""
+        yield from _loader(self, range(len(self)), workers)
+
+
+def _loader(dataset: Dataset[Batch], steps: range, workers: int) -> DataLoader[Batch]:
+    return DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=steps,
+        num_workers=workers,
+        worker_init_fn=_ignore_signals if workers else None,
+        generator=torch.Generator(),  # its own: the loader must not draw from the global one
+        timeout=300 if workers else 0,
+    )
+
+
+def _ignore_signals(_worker: int) -> None:
+    """Loader workers are in the signalled process group, but only the training process decides to stop."""
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
