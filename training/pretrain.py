@@ -22,7 +22,7 @@ if not __package__:  # run by path: `python training/pretrain.py`
     STOP.listen()
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from pipeline.console import Command, run, say, table
@@ -64,6 +64,12 @@ class PretrainConfig(runs.RunConfig):
     """What is hidden."""
     panel_images: int = Field(default=4, ge=0)
     """Images in the reconstruction panel written at the end; 0 writes none."""
+
+    @model_validator(mode="after")
+    def _whole_sums(self) -> PretrainConfig:
+        if self.model.spectral_sum_loss and self.masking.reconstruct < 1:
+            raise ValueError("model.spectral_sum_loss needs every cube predicted: set masking.reconstruct=1")
+        return self
 
 
 class Pretraining:
