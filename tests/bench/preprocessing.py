@@ -6,6 +6,8 @@ import io
 import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -20,6 +22,7 @@ from pipeline.saliency import cell_statistics
 from pipeline.sample import SCALE
 from preprocessing import kernel, shard, simulate
 from preprocessing.kernel import Pixels
+from preprocessing.simulation.raster import IMAGE_CODINGS, MASK_CODINGS, Place, write_jp2
 from tests.bench.measure import Ratio, ratio, wall_s
 
 NAMES = ("NDVI", "NDWI", "NDBI")
@@ -40,7 +43,9 @@ def cells(folder: Path) -> list[Ratio]:
         return cell_statistics(np.stack(values), counted, 8)
 
     def compiled() -> np.ndarray:
-        return np.stack([kernel.cell_statistics(INDICES[n], Pixels(stack, places[n]), counted, 8) for n in NAMES])
+        return np.stack(
+            [kernel.cell_statistics(INDICES[n], Pixels(stack, places[n]), counted, 8) for n in NAMES]
+        )
 
     apart = float(np.abs(plain() - compiled()).max())
     if apart > 1e-6:
@@ -79,6 +84,31 @@ def archive_of(folder: Path, product: str, side_px: int) -> Path:
     return archive
 
 
+def enlarged(archive: Path, folder: Path, times: int) -> Path:
+    """Copy an archive with every image repeated `times` along both sides: simulating a whole tile takes an hour."""
+    target = folder / f"{archive.name}-{times}"
+    if target.exists():
+        return target
+    # sums of the small images, and class rasters, which are of no use here
+    shutil.copytree(
+        archive, target, ignore=shutil.ignore_patterns("manifest.safe", "*_stac.json", "*_landcover.tif")
+    )
+    for path in (p for p in target.rglob("*") if p.suffix.lower() in (".jp2", ".tif")):
+        with rasterio.open(path) as source:
+            profile, numbers = source.profile, source.read()
+        large = np.tile(numbers, (1, times, times))
+        if path.suffix == ".jp2":
+            gsd_m = round(profile["transform"].a)
+            corner = Place(str(profile["crs"]), profile["transform"].c, profile["transform"].f)
+            codings = MASK_CODINGS if path.name.startswith("MSK_") else IMAGE_CODINGS
+            write_jp2(path, large[0] if len(large) == 1 else large, gsd_m, codings[gsd_m], corner)
+        else:
+            profile.update(width=large.shape[2], height=large.shape[1])
+            with rasterio.open(path, "w", **profile) as raster:
+                raster.write(large)
+    return target
+
+
 def finest(safe: Path) -> list[Path]:
     """List the finest file of each band of a `.SAFE` folder, and its scene classification."""
     found: dict[str, tuple[int, Path]] = {}
@@ -102,10 +132,12 @@ def jp2(folder: Path) -> list[Ratio]:
 
 def tif(folder: Path) -> list[Ratio]:
     """Tiled deflate GeoTIFF of one resolution to shards against the decoder alone."""
-    archive = archive_of(folder, "landsat9-l2sp", 6144)
+    archive = enlarged(archive_of(folder, "landsat9-l2sp", 6144), folder, 3)
     files = sorted(archive.rglob("*_SR_B?.TIF")) + sorted(archive.rglob("*_QA_*.TIF"))
     config = str(ROOT / "configs/shard/demo_landsat.yaml")
-    whole = run(folder / "tif", config, f"scenes={archive}", "workers=0", "codec=lz4")
+    whole = run(
+        folder / "tif", config, f"scenes={archive}", "workers=0", "codec=lz4", "tile_px=96", "labels=null"
+    )
     return [ratio("GeoTIFF: decoder alone / whole run", decode(files), whole, 0.4)]
 
 
@@ -129,5 +161,33 @@ def bytes_stored(folder: Path) -> list[Ratio]:
     ]
 
 
-BENCHES = {"cells": cells, "jp2": jp2, "tif": tif, "processes": processes, "bytes": bytes_stored}
+def memory(folder: Path) -> list[Ratio]:
+    """A whole Sentinel-2 tile, 10 980 px and 13 bands in JPEG 2000, through one process: its peak memory."""
+    archive = enlarged(archive_of(folder, "sentinel2-l1c", 1098), folder, 10)
+    words = [
+        str(ROOT / "configs/shard/default.yaml"),
+        f"scenes={archive}",
+        f"output={folder / 'tile'}",
+        "workers=0",
+    ]
+    words += ["bands=[B01,B02,B03,B04,B05,B06,B07,B08,B8A,B09,B10,B11,B12]", "gsd_m=10"]
+    code = (
+        "import resource, sys; from preprocessing import shard; shard.main(sys.argv[1:]);"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code, *words], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    peak = int(ended.stdout.split()[-1]) / 2**20
+    return [Ratio("whole tile: GiB of a worker", (peak,), 2.0, least=False)]
+
+
+BENCHES = {
+    "cells": cells,
+    "jp2": jp2,
+    "tif": tif,
+    "processes": processes,
+    "bytes": bytes_stored,
+    "memory": memory,
+}
 NEED_REAL_DATA = ("processes", "bytes")
