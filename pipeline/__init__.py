@@ -12,9 +12,10 @@
    cutting kernel archive conventions profiles      architecture positions projections
    quality packing spool assembly leakage           blocks attention decoder targets
    reporting page charts pictures cog growth
-   scene_work cluster simulation/* finished
+   scene_work cluster remote exclusive finished
    offset_check panels jobs rows strips cells
    standard_indices contributions codestream
+   simulation/*
                       └────────────┬─────────────────────┘
    pipeline/   histogram -> manifest -> contract -> sample ; saliency ; indices -> formulas
                sensors ; keys ; lock -> console -> config -> reference ; errors

@@ -67,6 +67,10 @@ class OutputError(PipelineError, OSError):
     exit_code = EXIT_USAGE
 
 
+class ClusterError(PipelineError, RuntimeError):
+    """Dask workers that cannot be reached, used or relied on."""
+
+
 class TrainingError(PipelineError, RuntimeError):
     """Training that must not go on: non-finite loss, ranks that disagree."""
 

@@ -35,17 +35,17 @@ Holder = dict[str, str | int]
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of `folder`; raises `OutputError` naming process and host that hold it."""
+def locked(folder: Path, name: str = NAME) -> Iterator[None]:
+    """Hold the lock of `folder`, or one of another name in it; raises `OutputError` naming who holds it, and where."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / NAME
+    path = folder / name
     # never truncated before the lock is held: the text belongs to the holder
     with path.open("a+", encoding="utf-8") as stream:
         shared = _take(stream.fileno())
         stream.seek(0)
         holder = _parse(stream.read())
         if shared is False or (_may_live(holder, shared) and _is_touched(path, holder)):
-            raise OutputError(_message(folder, holder))
+            raise OutputError(_message(path, holder))
         # not removed at the end: another run may have opened the file by then
         stream.truncate(0)
         stream.write(json.dumps(_ourselves()))
@@ -143,8 +143,8 @@ def _who(holder: Holder) -> str:
     return f"process {holder.get('pid', '?')} on {holder.get('host', '?')} since {holder.get('since', '?')}"
 
 
-def _message(folder: Path, holder: Holder) -> str:
+def _message(path: Path, holder: Holder) -> str:
     return (
-        f"{folder} is in use by {_who(holder)}. Wait for it or take another `output`;"
-        f" if it is certainly gone, remove {folder / NAME}."
+        f"{path.parent} is in use by {_who(holder)}. Wait for it or take another `output`;"
+        f" if it is certainly gone, remove {path}."
     )

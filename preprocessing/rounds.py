@@ -44,7 +44,7 @@ def run(found: Found, pool: Pool, taken: Callable[[SceneJob], SceneJob]) -> Outc
     jobs = [taken(job) for job in found.jobs if job.scene.id not in second]
     # as many rounds as the largest group has scenes: each depends on what the one before gave
     for place in range(1, max(map(len, found.groups), default=1) + 1):
-        for result in pool.run(scene_work.work, jobs):
+        for result in pool.run(scene_work.work, jobs, lambda job: job.scene.id):
             _take(outcome, result)
             progress.advance(note=f"{outcome.tiles} tiles, {len(outcome.rejections)} rejected")
         before = len(outcome.decisions)

@@ -24,6 +24,7 @@ from pipeline.sensors import Sensor, sensor
 from preprocessing import standard_indices
 from preprocessing.files import NO_BAND, FilesConfig
 from preprocessing.labelling import LabelConfig
+from preprocessing.remote import DaskConfig
 from preprocessing.selection import SelectConfig
 from preprocessing.splits import SplitConfig, tables
 
@@ -36,7 +37,7 @@ MAX_UPSAMPLING = 6.0
 """A band is not brought onto pixels smaller than its own by more than this."""
 UPSAMPLING_SLACK = 1.05
 """Cropped data sets have grids that are a little off: 60 m over 10 m can be 6.03."""
-FREE_KEYS = ("name", "scenes", "output", "workers", "max_rejected", "keep_zarr")
+FREE_KEYS = ("name", "scenes", "output", "workers", "dask", "max_rejected", "keep_zarr")
 """Say where and how to work, not what to make: never compared."""
 ARRANGING_KEYS = (
     "indices",
@@ -119,7 +120,9 @@ class ShardConfig(Config):
     duplicates: Literal["drop", "keep"] = "drop"
     """`drop` takes no ground twice from one acquisition (two baselines, a product copied); `keep` looks for none."""
     workers: int = Field(default=0, ge=0)
-    """Dask worker processes; 0 works in this process."""
+    """Dask worker processes on this machine; 0 works in this process. With `dask` it only serves the plan."""
+    dask: DaskConfig = DaskConfig()
+    """Dask workers that are there already, on other machines perhaps, in place of `workers`."""
     max_rejected: int | float = Field(default=0.1, ge=0)
     """Scenes that may be rejected before the run fails: a count, or a share of all (below 1, with a point)."""
 
@@ -310,7 +313,7 @@ def agree(config: ShardConfig, fresh: bool = False) -> list[str]:
     differences where the stored numbers would change their meaning.
     """
     path = config.output / NAME
-    # the paths and the number of workers may change: they do not decide any byte
+    # the paths, and how many work where, may change: they do not decide any byte
     new = comparable(config)
     try:
         old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else new

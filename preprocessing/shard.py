@@ -43,6 +43,7 @@ from preprocessing import (
 )
 from preprocessing.cluster import Pool, interruptible
 from preprocessing.contributions import Contributions
+from preprocessing.exclusive import Shared
 from preprocessing.finding import Found, find_scenes
 from preprocessing.growth import Earlier
 from preprocessing.jobs import WORK_FOLDER, SceneJob
@@ -60,6 +61,7 @@ COMMAND = console.Command(
     "of change), came or went, and does nothing where all are the same.",
     "configs/shard/default.yaml",
     "  python preprocessing/shard.py scenes=/path/to/archive output=/path/to/shards workers=4\n"
+    "  python preprocessing/shard.py scenes=/path/to/archive output=/path/to/shards dask.scheduler_file=/path/to/file\n"
     "  python preprocessing/shard.py configs/shard/landsat_c2.yaml scenes=/path/to/landsat --dry-run\n"
     "  python preprocessing/shard.py scenes=/path/to/archive output=/path/to/shards select.max_cloud=0.4 --grow\n"
     "  python preprocessing/shard.py output=/path/to/shards --clean",
@@ -71,6 +73,9 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser().parse_args(argv)
     path, words = COMMAND.split(arguments.words)
     request = config.load(ShardConfig, path, words)
+    if request.dask.is_given:
+        # workers elsewhere have a working folder of their own
+        request = request.model_copy(update={"output": request.output.absolute()})
     if arguments.clean:
         finished.clean(request)
         return EXIT_DONE
@@ -174,11 +179,14 @@ def shard(
         )
     if changed:
         console.say(f"settings changed ({'; '.join(changed)}): what depends on them is made again.")
-    # from here on the set is not whole: training must not start on it
-    (request.output / manifests.NAME).unlink(missing_ok=True)
-    archive.create(request.output / archive.FOLDER)
     planning.check_space(planning.estimate(request, found), request.output)
-    with Pool(request.workers) as pool:
+    # locks among the work: what a kill leaves of them goes with it
+    locks = request.output / WORK_FOLDER / "locks"
+    # first: a cluster that is not there must cost nothing
+    with Pool(request.workers, Shared(locks, (request.scenes.absolute(),)), request.dask) as pool:
+        # from here on the set is not whole: training must not start on it
+        (request.output / manifests.NAME).unlink(missing_ok=True)
+        archive.create(request.output / archive.FOLDER)
         outcome = work_scenes(request, found, pool, earlier)
         spools = [outcome.spools[name] for name in sorted(outcome.spools)]
         splits = pack(request, spools, pool)
@@ -228,7 +236,7 @@ def pack(request: ShardConfig, spools: Sequence[Spool], pool: Pool) -> dict[str,
     ]
     progress = console.Progress("shards", len(jobs), "shards")
     done: dict[str, Shard] = {}
-    for result in pool.run(packing.work, jobs):
+    for result in pool.run(packing.work, jobs, lambda job: job.job.path):
         done[result.path] = result
         progress.advance()
     return {split: tuple(done[job.path] for job in part) for split, part in plan.items()}
