@@ -77,7 +77,7 @@ requeue() {
         say "not requeued, as Slurm says this job is ${state:-gone}: submit the same command again to go on"
         return
     fi
-    say "requeued: the next life goes on from the checkpoint"
+    say "requeued: the next life goes on where this one stopped"
     scontrol requeue "$SLURM_JOB_ID" || say "could not requeue: submit the same command again to go on"
 }
 

@@ -2,13 +2,19 @@
 # Turns archives of scenes into training shards. On a cluster, from the project's root folder:
 #     sbatch slurm/shard.sh [CONFIG] [a.b=c ...]              (no CONFIG: configs/shard/default.yaml)
 #     sbatch --cpus-per-task=32 --mem=64G slurm/shard.sh CONFIG scenes=/path/to/archive
-# One task on one node; more CPUs decode more scenes at once. Without Slurm:
+#     sbatch --nodes=4 --cpus-per-task=32 --mem=64G slurm/shard.sh CONFIG scenes=/path/to/archive
+# One task a node, one worker process for each of its CPUs; more of them decode more scenes at once. On one node they
+# are the entry's own; on several this script starts a Dask scheduler and its workers for the time of the job. The words
+# workers=N and dask.address=tcp://host:port (or dask.scheduler_file=FILE) keep it from starting any. Dask takes work from
+# whoever reaches its ports: stay on one node where you do not trust the network between them. Without Slurm:
 #     bash slurm/shard.sh [CONFIG] [a.b=c ...]
-# The work goes on where it stopped when the same command is given again, and after a node failure by itself.
+# A minute before the time limit, when preempted and after a node failure the job goes back into the queue, and goes on
+# where it stopped; so does the same command given again.
 #SBATCH --job-name=shard
 #SBATCH --nodes=1
-#SBATCH --ntasks=1
+#SBATCH --ntasks-per-node=1
 #SBATCH --cpus-per-task=4
+#SBATCH --signal=B:USR1@60
 #SBATCH --requeue
 #SBATCH --open-mode=append
 
@@ -19,4 +25,64 @@ here=$(dirname "${BASH_SOURCE[0]}")
 # shellcheck source=common.sh
 source "$here/common.sh" shard
 
-run_on_tasks --ntasks=1 -- "$PYTHON" "${SHARD_ENTRY:-preprocessing/shard.py}" "$@"
+# What a task of the workers' step does: nannies start a worker again that ran out of memory. USR1 is for the entry alone;
+# at USR2 and TERM all end at once, for whatever they have in hand is made again.
+# shellcheck disable=SC2016
+WORKERS='set -m; trap "" USR1; "$@" & trap "kill -KILL -- -$! 2>/dev/null; exit 0" USR2 TERM; wait $!'
+scheduler=''
+
+# Starts a scheduler on this node and workers, one for each CPU of the job's tasks; sets ADDRESS.
+start_dask() {
+    local host=(--host "$MASTER_ADDR")
+    folder=$(mktemp -d)
+    # Debian gives a machine's own name a loopback address, where other nodes do not reach it
+    [[ $MASTER_ADDR == 127.* || $(getent hosts "$MASTER_ADDR") != 127.* ]] || host=()
+    "$PYTHON" -m dask scheduler "${host[@]}" --port 0 --no-dashboard --scheduler-file "$folder/file" 2>"$folder/log" &
+    scheduler=$!
+    until ADDRESS=$(sed -n 's/^ *"address": "\([^"]*\)".*/\1/p' "$folder/file" 2>/dev/null | head -n 1) && [[ $ADDRESS ]]; do
+        kill -0 "$scheduler" 2>/dev/null || die "the Dask scheduler did not start: $(tail -n 5 "$folder/log")"
+        sleep 0.1
+    done
+    # one node's may end without the others
+    srun --export=ALL --overlap --kill-on-bad-exit=0 --wait=0 bash -c "$WORKERS" workers "$PYTHON" -m dask worker "$ADDRESS" \
+        --nworkers "${SLURM_CPUS_PER_TASK:-1}" --nthreads 1 --memory-limit 0 --no-dashboard --death-timeout 60 </dev/null &
+    workers=$!
+}
+
+stop_dask() {
+    [[ $scheduler ]] || return 0
+    [[ ! -s $folder/log ]] || say "the Dask scheduler said: $(tail -n 5 "$folder/log")"
+    kill -USR2 "$workers" 2>/dev/null || true
+    # in a step that has not begun nobody hears it
+    for _ in {1..50}; do
+        kill -0 "$workers" 2>/dev/null || break
+        sleep 0.1
+    done
+    kill "$workers" "$scheduler" 2>/dev/null || true
+    wait "$workers" "$scheduler" 2>/dev/null || true
+    rm -rf "$folder"
+}
+
+entry=("$PYTHON" "${SHARD_ENTRY:-preprocessing/shard.py}")
+in_slurm || exec "${entry[@]}" "$@"
+
+set_meeting_point
+export OMP_NUM_THREADS=1 DASK_LOGGING__DISTRIBUTED=error
+said=" $*"
+if [[ $said == *" workers="* || $said == *" dask."*=* ]]; then
+    words=()
+elif ((SLURM_NTASKS > 1)); then
+    start_dask
+    # how many is for the plan alone
+    words=("dask.address=$ADDRESS" "workers=$((SLURM_NTASKS * ${SLURM_CPUS_PER_TASK:-1}))")
+else
+    words=("workers=${SLURM_CPUS_PER_TASK:-1}")
+fi
+status=0
+run_on_tasks --nodes=1 --ntasks=1 --overlap -- "${entry[@]}" "${words[@]}" "$@" || status=$?
+stop_dask
+if [[ $status == 85 ]]; then
+    say "interrupted with its work kept"
+    requeue
+fi
+exit "$status"
