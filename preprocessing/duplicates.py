@@ -17,7 +17,6 @@ from datetime import UTC, datetime, timedelta
 from itertools import product
 
 import numpy as np
-import rasterio
 from numpy.typing import NDArray
 from rasterio.enums import Resampling
 from rasterio.errors import RasterioError
@@ -158,7 +157,7 @@ def _upright(grid: Grid) -> grids.Box:
 
 
 def _coarse(path: str) -> NDArray[np.generic]:
-    with rasterio.open(path) as source:
+    with grids.opened(path) as source:
         step = max(source.height, source.width) / COARSE_PX
         shape = tuple(max(round(side / max(step, 1)), 1) for side in (source.height, source.width))
         pixels: NDArray[np.generic] = source.read(1, out_shape=shape, resampling=Resampling.nearest)

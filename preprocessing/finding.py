@@ -112,7 +112,7 @@ def target_grid(request: ShardConfig, scene: Scene) -> Grid:
     bands = request.instrument.select(request.bands)
     # the finest band's grid is the target's; the others' need not be opened to plan
     finest = min(range(len(bands)), key=lambda k: bands[k].gsd_m)
-    own = grids.read_grid(scene.bands[finest].path)
+    own = grids.stated(scene.bands[finest].stated) or grids.read_grid(scene.bands[finest].path)
     return grids.choose(own, None if request.gsd_m == "native" else request.gsd_m, request.crs)
 
 

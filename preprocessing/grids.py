@@ -17,10 +17,12 @@ import rasterio
 from affine import Affine
 from numpy.typing import NDArray
 from rasterio.crs import CRS
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioError
 from rasterio.warp import calculate_default_transform, transform
 
 from pipeline.errors import SceneError
+from preprocessing import locations
+from preprocessing.scenes import StatedGrid
 from preprocessing.settings import MAX_UPSAMPLING, UPSAMPLING_SLACK
 
 SAME_PIXEL = 0.01
@@ -127,7 +129,7 @@ def opened(path: str) -> Iterator[Any]:
     """Open a raster with rasterio; one without a place on Earth is nothing to warn of."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        with rasterio.open(path) as source:
+        with rasterio.Env(**locations.GDAL_SETTINGS), rasterio.open(path) as source:
             yield source
 
 
@@ -140,7 +142,7 @@ def read_grid(path: str, gsd_m: float | None = None) -> Grid:
         with opened(path) as source:
             grid = Grid(source.crs, source.transform, source.width, source.height)
     except RasterioError as error:
-        raise SceneError(f"{path} cannot be opened ({error}); fetch the product again.") from error
+        raise SceneError(f"{path} cannot be opened ({error}); {locations.remedy(path)}.") from error
     # rasterio opens such a file without complaint
     if grid.crs is None and gsd_m is not None:
         return Grid(UNPLACED, Affine(gsd_m, 0, 0, 0, -gsd_m, 0), grid.width_px, grid.height_px)
@@ -149,6 +151,44 @@ def read_grid(path: str, gsd_m: float | None = None) -> Grid:
     if grid.transform.b or grid.transform.d:
         raise SceneError(f"{path} is rotated; set `crs` after warping it north-up.")
     return grid
+
+
+def stated(where: StatedGrid | None) -> Grid | None:
+    """Return the grid that metadata states, without opening its file; None where it does not state all of it."""
+    if where is None or not where.crs or len(where.transform) != len("abcdef") or not where.shape_px:
+        return None
+    return Grid(_crs_of(where), Affine(*where.transform), where.shape_px[1], where.shape_px[0])
+
+
+def check_stated(path: str, grid: Grid, where: StatedGrid | None) -> None:
+    """Raise `SceneError` naming both where a file does not lie where its metadata says.
+
+    Edges may differ by half a pixel: some count from the centres of pixels.
+    """
+    if where is None:
+        return
+    size, t = where.shape_px or grid.shape_px, Affine(*(where.transform or grid.transform[:6]))
+    crs = _crs_of(where) if where.crs else grid.crs
+    apart = np.abs(np.subtract(Grid(crs, t, size[1], size[0]).bounds, grid.bounds))
+    slack = np.abs([grid.transform.a, grid.transform.e] * 2) / 2
+    if crs != grid.crs or size != grid.shape_px or (apart > slack).any():
+        raise SceneError(
+            f"{where.by} states {_told(crs, t, size)}, but {path} has"
+            f" {_told(grid.crs, grid.transform, grid.shape_px)}: correct its proj: fields, or fetch both again."
+        )
+
+
+def _crs_of(where: StatedGrid) -> CRS:
+    try:
+        return CRS.from_user_input(where.crs)
+    except CRSError as error:
+        raise SceneError(
+            f"{where.by} states a coordinate system that is none, {where.crs} ({error})."
+        ) from error
+
+
+def _told(crs: CRS, t: Affine, size: tuple[int, int]) -> str:
+    return f"{size[0]} x {size[1]} px of {abs(t.a):g} from {t.c:.10g}, {t.f:.10g} in {str(crs)[:40]}"
 
 
 def read_label_grid(path: str, bands: Sequence[Grid]) -> Grid:

@@ -8,8 +8,25 @@ import zlib
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
+_REMOTE = ("/vsicurl/", "/vsis3/", "/vsigs/")
+GDAL_SETTINGS: dict[str, Any] = {
+    # what lies beside a file is no part of it, and listing it takes long elsewhere
+    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
+    # GDAL waits for ever by itself: a server that is down must cost a scene, and not the run
+    "GDAL_HTTP_CONNECTTIMEOUT": "10",
+    "GDAL_HTTP_TIMEOUT": "300",
+    # bytes a second, and for how long: a slow line is none that is dead
+    "GDAL_HTTP_LOW_SPEED_LIMIT": "1000",
+    "GDAL_HTTP_LOW_SPEED_TIME": "20",
+    # after 1, 2 and 4 seconds, where the server says that it is busy
+    "GDAL_HTTP_MAX_RETRY": "3",
+    "GDAL_HTTP_RETRY_DELAY": "1",
+    # a worker that lives on would remember for ever that a file was not there
+    "CPL_VSIL_CURL_NON_CACHED": ":".join(_REMOTE),
+}
+"""How files are opened, wherever they lie."""
 UNREADABLE = (
     OSError,
     EOFError,
@@ -22,6 +39,21 @@ UNREADABLE = (
 )
 """What `open_bytes`, and reading what it opened, raise where a file or a member cannot be read."""
 _ZIP, _TAR = "/vsizip/", "/vsitar/"
+
+
+def is_remote(location: str) -> bool:
+    """Say whether a location is on another machine: a web server, or a bucket."""
+    return location.startswith(_REMOTE)
+
+
+def remedy(location: str) -> str:
+    """Say what to do about a file that cannot be read."""
+    if is_remote(location):
+        return (
+            "its server does not give it: look whether it can be reached, take the scene out of rejected.csv, and"
+            " run again"
+        )
+    return "the file is damaged: fetch the product again"
 
 
 def in_zip(archive: Path, member: str) -> str:

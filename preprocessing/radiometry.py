@@ -64,6 +64,8 @@ def lay_out(scene: Scene, gsd_m: float | None, crs: str | None) -> Layout:
     paths = [b.path for b in images] + [m.path for m in scene.masks if not m.polygons]
     # once a file: the layers of one file have one grid
     own = {path: grids.read_grid(path, gsd_m) for path, gsd_m in _grids_wanted(scene).items()}
+    for band in images:
+        grids.check_stated(band.path, own[band.path], band.stated)
     found = [own[p] for p in paths]
     grids.check_together(paths, found)
     bands, after = found[: len(scene.bands)], found[len(scene.bands) : len(images)]

@@ -18,7 +18,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
 
 from pipeline.errors import SceneError
-from preprocessing import checksums
+from preprocessing import checksums, locations
 from preprocessing.codestream import Box
 from preprocessing.scenes import Checksum
 
@@ -26,10 +26,9 @@ UNREAD = 0xDEAD
 """What the buffer holds before decoding: a decoder that stops early leaves it there."""
 UNREAD_PX = 1024
 """This many pixels left as they were cannot be a coincidence."""
-GDAL_SETTINGS: dict[str, Any] = {
+GDAL_SETTINGS: dict[str, Any] = locations.GDAL_SETTINGS | {
     # with more threads GDAL reads a truncated JP2 without any error
     "GDAL_NUM_THREADS": "1",
-    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
     # a row of blocks with all layers; by itself GDAL takes a twentieth of the machine for each worker
     "GDAL_CACHEMAX": 256_000_000,
 }
@@ -96,7 +95,7 @@ class RowReader:
             ) from error
         except (RasterioError, MemoryError) as error:
             raise SceneError(
-                f"{self.path} cannot be decoded ({error}); the file is damaged: fetch the product again."
+                f"{self.path} cannot be decoded ({error}); {locations.remedy(self.path)}."
             ) from error
 
     def _start(self) -> None:

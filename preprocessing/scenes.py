@@ -22,6 +22,20 @@ class Checksum:
 
 
 @dataclass(frozen=True)
+class StatedGrid:
+    """Where metadata says that a file's pixels lie, as far as it does: planned with, and compared with the file."""
+
+    by: str
+    """Who says so, for people."""
+    crs: str = ""
+    """EPSG:32633, or WKT."""
+    transform: tuple[float, ...] = ()
+    """a, b, c, d, e, f of x = a column + b row + c, y = d column + e row + f, from the outer edge."""
+    shape_px: tuple[int, int] | None = None
+    """Rows and columns."""
+
+
+@dataclass(frozen=True)
 class BandSource:
     """One band's file and the rule from its digital numbers (DN) to reflectance: `DN * scale + offset`."""
 
@@ -40,6 +54,7 @@ class BandSource:
     """Pixel size in metres to take where the file has no georeferencing; None refuses such a file."""
     checksum: Checksum | None = None
     """Checked before the file is decoded."""
+    stated: StatedGrid | None = None
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from preprocessing.readers import (
     sentinel2,
     sentinel2_aws,
     stac,
+    stac_items,
 )
 from preprocessing.readers.product import Reader, Request
 
@@ -30,7 +31,7 @@ def discover(root: Path, request: Request, reader: str = "auto") -> list[tuple[R
     Sorted by path, which is absolute. Raises `MissingInputError` where there is nothing to read.
     """
     # a catalog is a file, and no product of another kind is json
-    by_kind = "stac" if reader == "auto" and root.suffix == ".json" else reader
+    by_kind = "stac" if reader == "auto" and root.suffix in stac_items.ENDINGS else reader
     asked = _asked(request, by_kind)
     # absolute, because workers may run elsewhere; not resolved, because a link's name may carry meaning
     folder = root.expanduser().absolute()

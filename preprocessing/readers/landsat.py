@@ -39,7 +39,8 @@ QA_PIXEL_BITS = {
     4: Flag.SHADOW,
     5: Flag.SNOW,
 }
-_SENSOR_DIGITS = {"landsat_oli": "89", "landsat_tm": "457"}
+SATELLITES = {"landsat_oli": "89", "landsat_tm": "457"}
+"""Sensor -> digits of the satellites that carry it."""
 _PRODUCT_NAME = re.compile(r"L[COTE]0([4-9])_L[12][A-Z]{2}_\d{6}_\d{8}_\d{8}_\d{2}_(?:T1|T2|RT).*")
 DROPPED_PIXEL_BIT = 9
 """Of the saturation layer of TM and ETM+: the detector has no value."""
@@ -62,7 +63,7 @@ class Files:
 
 def find(root: Path, request: Request) -> Sequence[Path]:
     """List the product folders and tars of a sensor's satellites at or below `root`."""
-    digits = _SENSOR_DIGITS[request.sensor.name]
+    digits = SATELLITES[request.sensor.name]
 
     def is_product(place: Path, names: Collection[str]) -> bool:
         # a folder without its MTL is still a product: it must be refused, not overlooked
@@ -114,7 +115,7 @@ def _check_instrument(metadata: Metadata, sensor: Sensor, product: Path) -> None
     image = _group(metadata, "IMAGE_ATTRIBUTES", product)
     spacecraft, instrument = image.get("SPACECRAFT_ID", ""), image.get("SENSOR_ID", "")
     # Landsat 4 and 5 also carried MSS, whose bands have the same numbers and other wavelengths
-    if spacecraft[-1:] not in _SENSOR_DIGITS[sensor.name] or instrument == "MSS":
+    if spacecraft[-1:] not in SATELLITES[sensor.name] or instrument == "MSS":
         raise SceneError(
             f"{product.name}: made by {spacecraft} {instrument}, not by {sensor.title}. Set `sensor` to match."
         )
@@ -185,21 +186,29 @@ def _masks(files: Files, metadata: Metadata, request: Request) -> tuple[MaskSour
         stated = files.sums.get(name)
         return MaskSource(files.members[name], bits=dict(bits), grow_nodata_px=grow_px, checksum=stated)
 
-    # bit n - 1 stands for band n; bits of bands that were not asked for are left alone
-    bits = {int(band.removeprefix("B")) - 1: Flag.SATURATED for band in request.bands}
-    if request.sensor.name == "landsat_tm":
-        bits[DROPPED_PIXEL_BIT] = Flag.NODATA
     fringe_px = FRINGE_PX if _has_gaps(metadata) else 0
     return (
         source("FILE_NAME_QUALITY_L1_PIXEL", QA_PIXEL_BITS, fringe_px),
-        source("FILE_NAME_QUALITY_L1_RADIOMETRIC_SATURATION", bits),
+        source("FILE_NAME_QUALITY_L1_RADIOMETRIC_SATURATION", saturation_bits(request)),
     )
+
+
+def saturation_bits(request: Request) -> dict[int, Flag]:
+    """Return what the bits of QA_RADSAT mean for the requested bands."""
+    # bit n - 1 stands for band n; bits of bands that were not asked for are left alone
+    bits = {int(band.removeprefix("B")) - 1: Flag.SATURATED for band in request.bands}
+    return bits | ({DROPPED_PIXEL_BIT: Flag.NODATA} if request.sensor.name == "landsat_tm" else {})
 
 
 def _has_gaps(metadata: Metadata) -> bool:
     image = metadata["IMAGE_ATTRIBUTES"]
+    return has_gaps(image.get("SPACECRAFT_ID", ""), image.get("DATE_ACQUIRED", ""))
+
+
+def has_gaps(satellite: str, acquired: str) -> bool:
+    """Say whether an image has the gaps of the failed scan line corrector; `acquired` begins with an ISO date."""
     # ISO dates sort as texts
-    return image.get("SPACECRAFT_ID") == "LANDSAT_7" and image.get("DATE_ACQUIRED", "") >= SLC_FAILED
+    return bool(re.fullmatch(r"landsat\D*7", satellite.lower())) and acquired >= SLC_FAILED
 
 
 def _notes(metadata: Metadata) -> tuple[str, ...]:
