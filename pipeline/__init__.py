@@ -10,12 +10,12 @@
    selection duplicates rounds planning             tokens masking chosen model schedule
    radiometry masks grids resampling tiling         metrics tasks/* tracking journal panels
    cutting kernel archive conventions profiles      architecture positions projections
-   quality packing spool assembly leakage           blocks attention decoder targets
+   quality packing spool assembly leakage           blocks attention decoder targets handover
    reporting page charts pictures cog growth
    scene_work cluster remote exclusive finished
    offset_check panels jobs rows strips cells
    standard_indices contributions codestream
-   simulation/*
+   simulation/* footprints
                       └────────────┬─────────────────────┘
    pipeline/   histogram -> manifest -> contract -> sample ; saliency ; indices -> formulas
                sensors ; keys ; lock -> console -> config -> reference ; errors
