@@ -35,6 +35,8 @@ LEAST_QUANTILE, MOST_QUANTILE = 0.001, 0.999
 """Values beyond these count as these in mean and deviation."""
 Histogram = NDArray[np.int64]
 """[band, stored value + 32768]"""
+Sparse = tuple[tuple[NDArray[np.int64], NDArray[np.int64]], ...]
+"""A histogram without its zeros, of which a small scene has 65 000: for each band stored values and their counts."""
 
 
 def empty(bands: int) -> Histogram:
@@ -49,9 +51,26 @@ def count(histogram: Histogram, pixels: NDArray[np.int16], counted: NDArray[np.b
         row += np.bincount(band[counted].astype(np.int64) - NODATA, minlength=VALUES)
 
 
+def sparse(histogram: Histogram) -> Sparse:
+    """Return the values of every band that were counted, ascending, and how often."""
+    places = (np.flatnonzero(row) for row in histogram)
+    return tuple((place + NODATA, row[place]) for place, row in zip(places, histogram, strict=True))
+
+
+def add(histogram: Histogram, counts: Sparse) -> None:
+    """Add counts to a histogram [band, value], in place."""
+    for row, (values, times) in zip(histogram, counts, strict=True):
+        row[values - NODATA] += times
+
+
 def statistics(histogram: Histogram) -> tuple[BandStatistics, ...]:
     """Return the statistics of every band of a histogram [band, value], in reflectance."""
-    return tuple(_statistics(row) for row in histogram)
+    return statistics_of(sparse(histogram))
+
+
+def statistics_of(counts: Sparse) -> tuple[BandStatistics, ...]:
+    """Return the statistics of every band, in reflectance."""
+    return tuple(_statistics(values, times) for values, times in counts)
 
 
 def agree(histogram: Histogram, stated: Sequence[BandStatistics]) -> bool:
@@ -66,14 +85,18 @@ def agree(histogram: Histogram, stated: Sequence[BandStatistics]) -> bool:
     return len(histogram) == len(stated) and found == list(stated)
 
 
-def _statistics(row: NDArray[np.int64]) -> BandStatistics:
-    n = int(row.sum())
+def _statistics(values: NDArray[np.int64], times: NDArray[np.int64]) -> BandStatistics:
+    n = int(times.sum())
     if n == 0:
         return BandStatistics(n=0, mean=0.0, std=0.0, low=0.0, high=0.0)
-    shares = (LOW_QUANTILE, HIGH_QUANTILE, LEAST_QUANTILE, MOST_QUANTILE)
-    low, high, first, last = _quantiles(row, n, shares)
+    steps = times.cumsum()
+    # stored values, never one between two: equal on every machine
+    low, high, first, last = (
+        int(values[np.searchsorted(steps, math.ceil(share * n))])
+        for share in (LOW_QUANTILE, HIGH_QUANTILE, LEAST_QUANTILE, MOST_QUANTILE)
+    )
     # whole numbers until the last division: floats would lose the deviation
-    total, square = _moments(_winsorised(row, first, last), n)
+    total, square = _moments(np.clip(values, first, last), times, n)
     return BandStatistics(
         n=n,
         mean=total / n * SCALE,
@@ -84,27 +107,8 @@ def _statistics(row: NDArray[np.int64]) -> BandStatistics:
     )
 
 
-def _quantiles(row: NDArray[np.int64], n: int, shares: Sequence[float]) -> list[int]:
-    """Return for each share of the pixels the smallest value that at least so many do not exceed."""
-    steps = row.cumsum()
-    # stored values, never one between two: equal on every machine
-    return [int(np.searchsorted(steps, math.ceil(share * n))) + NODATA for share in shares]
-
-
-def _winsorised(row: NDArray[np.int64], first: int, last: int) -> NDArray[np.int64]:
-    """Return counts [value] with what lies beyond two values counted at these."""
-    low, high = first - NODATA, last - NODATA
-    counts = np.zeros_like(row)
-    counts[low : high + 1] = row[low : high + 1]
-    counts[low] += row[:low].sum()
-    counts[high] += row[high + 1 :].sum()
-    return counts
-
-
-def _moments(row: NDArray[np.int64], n: int) -> tuple[int, int]:
+def _moments(values: NDArray[np.int64], times: NDArray[np.int64], n: int) -> tuple[int, int]:
     """Return the sums of all values and of their squares."""
-    places = np.flatnonzero(row)
-    values, times = places + NODATA, row[places]
     if n <= MOST_IN_INT64:
         return int(values @ times), int((values * values) @ times)
     # Python's own numbers have no end

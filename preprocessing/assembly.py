@@ -18,6 +18,8 @@ from preprocessing.spool import Spool
 
 LAPTOP = "configs/pretrain/laptop.yaml"
 """A first training that any set and any machine is good enough for."""
+COPERNICUS = "modified Copernicus Sentinel data"
+"""In a notice: the years of the data come after it."""
 NOMINAL = 0.25
 """A measured pixel size this close to the instrument's own is called by the instrument's."""
 
@@ -39,8 +41,24 @@ def manifest(
         # without paths: the same run elsewhere must give the same bytes
         settings=settings.comparable(request),
         code_version=__version__,
-        notices=tuple(sorted({s.licence for s in spools if s.licence})),
+        notices=notices(spools),
     )
+
+
+def notices(spools: Sequence[Spool]) -> tuple[str, ...]:
+    """Return the licences and notices of all sources, with the years that Copernicus asks to be named."""
+    years: dict[str, set[str]] = {}
+    for made in spools:
+        if made.licence:
+            years.setdefault(made.licence, set()).add(made.acquired[:4])
+    return tuple(sorted(_with_years(licence, sorted(found)) for licence, found in years.items()))
+
+
+def _with_years(licence: str, years: Sequence[str]) -> str:
+    # "Contains modified Copernicus Sentinel data [Year]", in the words of the legal notice of its data
+    known = [year for year in years if year.isdecimal()]
+    named = f"{COPERNICUS} {', '.join(known)}" if known else COPERNICUS
+    return licence.replace(COPERNICUS, named)
 
 
 def record(made: Spool, statistics_px: int = 0) -> SceneRecord:

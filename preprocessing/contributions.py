@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import histogram as exact
-from pipeline.histogram import Histogram
-from pipeline.sample import NODATA, SCALE
+from pipeline.histogram import Histogram, Sparse
+from pipeline.sample import SCALE
 from preprocessing.profiles import BIN, HIGHEST, LOWEST
 
 POSSIBLE = (-0.2, 1.6)
@@ -27,6 +27,9 @@ RANGE = (0.005, 0.995)
 """Quantiles of all other scenes between which a scene is expected."""
 UNLIKE_SHARE = 0.5
 """A scene with more of its pixels outside that, in any band, is named."""
+
+Counts = NDArray[np.int64]
+"""[band, bin]"""
 
 
 @dataclass(frozen=True)
@@ -54,27 +57,29 @@ class Unlike:
         return self.share > UNLIKE_SHARE
 
 
-def gather(bands: Sequence[str], histograms: Mapping[str, Histogram]) -> Contributions:
-    """Add up the histograms [band, value] of scenes, one in memory at a time."""
+def gather(bands: Sequence[str], histograms: Mapping[str, Sparse]) -> Contributions:
+    """Add up the histograms of scenes, one in memory at a time."""
     total = exact.empty(len(bands))
     left_out, counted = {}, {}
-    for scene, histogram in histograms.items():
-        reason = impossible(bands, histogram)
-        counted[scene] = 0 if reason else int(histogram[0].sum())
+    for scene, counts in histograms.items():
+        reason = impossible(bands, counts)
+        # a pixel counts in every band or in none
+        counted[scene] = 0 if reason else int(counts[0][1].sum())
         if reason:
             left_out[scene] = reason
         else:
-            total += histogram
+            exact.add(total, counts)
     return Contributions(total, left_out, counted)
 
 
-def impossible(bands: Sequence[str], histogram: Histogram) -> str:
+def impossible(bands: Sequence[str], counts: Sparse) -> str:
     """Say why a scene's values cannot be reflectance; empty where they can."""
-    low, high = (round(end / SCALE) - NODATA for end in POSSIBLE)
-    n = histogram.sum(1)
-    shares = 1 - histogram[:, low : high + 1].sum(1) / np.maximum(n, 1)
-    worst = int(np.argmax(np.where(n, shares, 0)))
-    if not n[worst] or shares[worst] <= IMPOSSIBLE_SHARE:
+    low, high = (round(end / SCALE) for end in POSSIBLE)
+    shares = [
+        float(times[(values < low) | (values > high)].sum() / max(times.sum(), 1)) for values, times in counts
+    ]
+    worst = int(np.argmax(shares))
+    if shares[worst] <= IMPOSSIBLE_SHARE:
         return ""
     return (
         f"{shares[worst]:.0%} of band {bands[worst]} is no reflectance ({POSSIBLE[0]:g} to {POSSIBLE[1]:g}): its offset,"
@@ -82,7 +87,7 @@ def impossible(bands: Sequence[str], histogram: Histogram) -> str:
     )
 
 
-def unlike(bands: Sequence[str], total: Histogram, own: Histogram) -> Unlike:
+def unlike(bands: Sequence[str], total: Counts, own: Counts) -> Unlike:
     """Compare a scene with all others; total, own: coarse counts [band, bin] of all scenes and of this one."""
     n = own.sum(1)
     shares = [
@@ -100,13 +105,16 @@ def _outside(own: NDArray[np.int64], others: NDArray[np.int64]) -> float:
     if not steps[-1]:
         return 0.0
     first, last = (int(np.searchsorted(steps, q * steps[-1])) for q in RANGE)
-    return float(1 - own[first : last + 1].sum() / own.sum())
+    # a bin more: bands of cirrus or vapour fill hardly one
+    return float(1 - own[max(first - 1, 0) : last + 2].sum() / own.sum())
 
 
-def coarse(histogram: Histogram) -> Histogram:
-    """Sum an exact histogram [band, value] up to the bins of the page; values beyond its ends go to the last bins."""
-    first, last = LOWEST - NODATA, HIGHEST - NODATA
-    inner = histogram[:, first:last].reshape(len(histogram), -1, BIN).sum(-1)
-    inner[:, 0] += histogram[:, :first].sum(-1)
-    inner[:, -1] += histogram[:, last:].sum(-1)
-    return np.asarray(inner, np.int64)
+def coarse(counts: Sparse) -> Counts:
+    """Return a histogram in the bins of the page; values beyond its ends go to the last bins."""
+    bins = (HIGHEST - LOWEST) // BIN
+    rows = (
+        np.bincount((np.clip(values, LOWEST, HIGHEST - 1) - LOWEST) // BIN, times, bins)
+        for values, times in counts
+    )
+    # whole numbers below 2^53 stay whole as weights
+    return np.stack([row.astype(np.int64) for row in rows])

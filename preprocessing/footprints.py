@@ -14,6 +14,9 @@ MOST = 1_000
 """More scenes than this are drawn as cells of a grid."""
 COLUMNS, ROWS = 90, 42
 """Cells of that grid."""
+CORNERS = np.array([(0, 1), (1, 1), (1, 0), (0, 0)])
+DIGITS = 4
+"""Of a cell's corners in degrees, ten metres, and of its share."""
 
 
 @dataclass
@@ -50,8 +53,6 @@ def _cells(middles: NDArray[np.float64], clear: NDArray[np.float64]) -> list[dic
     shares = np.bincount(cell.ravel(), clear) / counts
     drawn = []
     for (column, row), count, share in zip(numbers.tolist(), counts.tolist(), shares.tolist(), strict=True):
-        west, south = (low + np.array([column, row]) * size).tolist()
-        east, north = west + float(size[0]), south + float(size[1])
-        corners = [[west, north], [east, north], [east, south], [west, south]]
-        drawn.append({"name": f"{count} scenes", "corners": corners, "clear_share": share})
+        corners = np.round(low + (CORNERS + np.array((column, row))) * size, DIGITS).tolist()
+        drawn.append({"name": f"{count} scenes", "corners": corners, "clear_share": round(share, DIGITS)})
     return drawn

@@ -135,7 +135,7 @@ def _sections(made: Manifest, tree: Tree, folder: Path) -> Iterator[tuple[str, s
     )
     yield "Left out of the statistics", LEFT_OUT, _left_out(tree)
     yield "Scenes unlike all others", UNLIKE, _unlike(tree)
-    yield "Indices", "Means of the statistics cells of all samples.", _indices(tree)
+    yield "Indices", "Means of the statistics cells of all samples.", _indices(made, tree)
     yield "Rejected scenes", EDIT, _rejected(tree)
     yield (
         "One acquisition twice",
@@ -208,9 +208,10 @@ def _tile_maps(tree: Tree) -> str:
     counts = _ordered(tree["tiles"])
     total = max(sum(counts.values()), 1)
     rows = [[escape(name), f"{n:,}", f"{n / total:.1%}"] for name, n in counts.items()]
+    rest = _rest(tree, "scenes", len(shown), "scenes.jsonl")
     return (
         _table(["", "tiles", "share"], rows, " nn")
-        + f'<div class="maps" style="--side:{side + 8}px">{body}</div>'
+        + f'<div class="maps" style="--side:{side + 8}px">{body}</div>{rest}'
     )
 
 
@@ -241,13 +242,19 @@ def _ends(tree: Tree) -> tuple[float, float]:
     return low, min(max(math.ceil(last * 11) / 10, low + 0.2), high)
 
 
-def _indices(tree: Tree) -> str:
+def _indices(made: Manifest, tree: Tree) -> str:
+    contract = made.contract
     drawn = (
         charts.histogram(Histogram(name, counts, ends=(-1.0, 1.0)))
         for name, counts in tree["histograms"]["indices"].items()
         if counts
     )
-    return f'<div class="grid">{"".join(drawn)}</div>'
+    rows = [
+        [escape(name), f"<code>{escape(contract.index(name).text)}</code>", ", ".join(map(escape, bands))]
+        for name, bands in contract.index_bands.items()
+    ]
+    table = _table(["index", "formula on reflectance, clipped to -1 and 1", "bands"], rows, "w w")
+    return f'<div class="grid">{"".join(drawn)}</div>{table}'
 
 
 def _rejected(tree: Tree) -> str:

@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import histogram as exact
-from pipeline.histogram import Histogram
+from pipeline.histogram import Sparse
 from pipeline.manifest import Manifest, SceneRecord, write_atomically
 from pipeline.sample import SCALE, Flag
 from preprocessing import contributions, finding, leakage, page, profiles, quality
-from preprocessing.contributions import Contributions, Unlike
+from preprocessing.contributions import Contributions, Counts, Unlike
 from preprocessing.finding import Found
 from preprocessing.footprints import Footprints
 from preprocessing.profiles import HIGHEST, LOWEST
@@ -45,8 +45,8 @@ class Inputs:
     spools: Sequence[Spool]
     outcome: Outcome
     found: Found
-    histograms: Mapping[str, Histogram]
-    """Scene -> [band, stored value + 32768] over its training tiles."""
+    histograms: Mapping[str, Sparse]
+    """Scene -> counts over its training tiles."""
     given: Contributions
     """What the scenes gave to the statistics."""
 
@@ -98,7 +98,7 @@ def write(inputs: Inputs) -> dict[str, Any]:
 def _passing(inputs: Inputs, totals: Totals) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield every scene with its numbers, and sum them up on the way."""
     records = {record.id: record for record in inputs.made.scenes}
-    total = contributions.coarse(inputs.given.total)
+    total = contributions.coarse(exact.sparse(inputs.given.total))
     for spool in inputs.spools:
         numbers = scene(inputs, spool, records[spool.scene], total)
         totals.add(spool.scene, numbers, spool)
@@ -138,11 +138,11 @@ def report(inputs: Inputs, totals: Totals) -> dict[str, Any]:
     }
 
 
-def scene(inputs: Inputs, made: Spool, record: SceneRecord, total: Histogram) -> dict[str, Any]:
+def scene(inputs: Inputs, made: Spool, record: SceneRecord, total: Counts) -> dict[str, Any]:
     """Return the numbers of one scene; total: coarse counts [band, bin] of the set."""
-    profile, histogram = made.profile, inputs.histograms[made.scene]
+    profile, counts = made.profile, inputs.histograms[made.scene]
     bands = inputs.request.bands
-    apart = contributions.unlike(bands, total, contributions.coarse(histogram))
+    apart = contributions.unlike(bands, total, contributions.coarse(counts))
     bits = [f for f in Flag if profile.share(int(f))]
     placed = profile.grid.is_placed
     kept = {"tiles", "unlabelled", "notes", "acquired", "statistics_px"}
@@ -163,7 +163,7 @@ def scene(inputs: Inputs, made: Spool, record: SceneRecord, total: Histogram) ->
         # its own training pixels, whether or not they were let into the statistics of the set
         "bands": {
             name: statistics.model_dump(exclude={"winsorised"})
-            for name, statistics in zip(bands, exact.statistics(histogram), strict=True)
+            for name, statistics in zip(bands, exact.statistics_of(counts), strict=True)
         },
         "unlike": {"band": apart.band, "share": round(apart.share, DIGITS)},
     }
@@ -176,7 +176,7 @@ def histograms(inputs: Inputs, totals: Totals) -> dict[str, Any]:
     tiles, which the statistics are made of. indices: means of the cells of all samples.
     """
     request = inputs.request
-    before, after = np.asarray(totals.before), contributions.coarse(inputs.given.total)
+    before, after = np.asarray(totals.before), contributions.coarse(exact.sparse(inputs.given.total))
     # no scene gave a sample: nothing was counted
     indices = np.asarray(totals.indices) if np.ndim(totals.indices) else np.zeros((len(request.indices), 0))
     return {
