@@ -96,6 +96,13 @@ class DataContract(Config):
         """Band names in stored order."""
         return tuple(b.name for b in self.bands)
 
+    @property
+    def quantity(self) -> str:
+        """What the level measures: L1 at the top of the atmosphere, L2 at the surface; the other letters of a level
+        say how (Landsat's L1TP and L1GT, L2SP and L2SR).
+        """
+        return "+".join(sorted({level[:2] for level in self.level.split("+")}))
+
     def band_positions(self, names: tuple[str, ...]) -> list[int]:
         """Return the places of the named bands along the stored band axis, from 0, in the order of `names`.
 

@@ -203,15 +203,12 @@ def require_together(sets: Mapping[str, Manifest], free: Collection[str] = ()) -
     sets: by what to call them, their paths for instance. free: fields of the contract that may differ. Statistics
     may; so may levels that hold the same quantity (Landsat's L1TP and L1GT).
     """
-    (first, ours), *others = ((name, _one_level(made.contract)) for name, made in sets.items())
+    contracts = {name: made.contract for name, made in sets.items()}
+    (first, ours), *others = (
+        (name, c.model_copy(update={"level": c.quantity})) for name, c in contracts.items()
+    )
     for name, theirs in others:
         ours.require_equal(theirs, f"the shard sets {first}", name, free)
-
-
-def _one_level(contract: DataContract) -> DataContract:
-    # L1 is at the top of the atmosphere, L2 at the surface: the other letters say how, not what
-    kinds = sorted({level[:2] for level in contract.level.split("+")})
-    return contract.model_copy(update={"level": "+".join(kinds)})
 
 
 def _check_version(tree: Any, path: Path) -> None:

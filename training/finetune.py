@@ -227,8 +227,9 @@ class Weights:
         Raises `ContractError` where bands or size of the images were asked for and differ.
         """
         # sets of other sensors are refused when they are opened
-        mine = self.state.data.of(manifests.read(config.data.shards[0].path).contract.sensor)
-        asked = {"data.bands": config.data.bands, "data.image_px": config.data.image_px}
+        sensor = manifests.read(config.data.shards[0].path).contract.sensor
+        mine = self.state.data.of(sensor)
+        asked = {"data.bands": config.data.bands_of(sensor), "data.image_px": config.data.image_px}
         has = {"data.bands": mine.bands, "data.image_px": mine.image_px}
         wrong = differences({k: has[k] for k, v in asked.items() if v}, {k: v for k, v in asked.items() if v})
         if wrong:
@@ -278,7 +279,10 @@ def _data(part: Part, config: FinetuneConfig, weights: Weights | None) -> RunDat
 
 
 def _require_fitting(expected: DataRecord, found: DataContract, config: FinetuneConfig) -> None:
-    keys = ("sensor", "level", "scale", "nodata")
+    keys = ["sensor", "scale", "nodata"]
+    # levels of one quantity differ in how it was made, not in what it is
+    if expected.contract.quantity != found.quantity:
+        keys.append("level")
     problems = differences(
         {k: getattr(expected.contract, k) for k in keys}, {k: getattr(found, k) for k in keys}
     )

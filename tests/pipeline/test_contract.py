@@ -61,6 +61,13 @@ def test_equal_contracts_agree_and_others_are_told_apart():
     contract().require_equal(contract(tile_px=128), "a", "b", free=("tile_px",))
 
 
+@pytest.mark.parametrize(
+    ("level", "quantity"), [("L2A", "L2"), ("L2SP+L2SR", "L2"), ("L1GT+L1TP", "L1"), ("L1C+L2A", "L1+L2")]
+)
+def test_levels_hold_a_quantity(level, quantity):
+    assert contract(level=level).quantity == quantity
+
+
 def test_bands_that_differ_are_told_one_by_one():
     bands = contract().bands
     wider = contract(bands=(bands[0].model_copy(update={"centre_nm": 561.0}), *bands[1:]))

@@ -116,6 +116,48 @@ def test_a_set_without_a_label_is_refused(make_shards: Callable[..., Path], tmp_
     assert "no sample of split `val`" in str(outcomes[1])
 
 
+def test_several_sets_are_trained_on_together_and_scored_whole(
+    shards: Path, more_shards: Path, landsat_shards: Path, mixed: str, trained: Path, tmp_path: Path
+) -> None:
+    common = [f"output={tmp_path}", "batch.size=8", "epochs=1"]
+    both = f"data.shards=[{shards},{more_shards}]"
+    outcomes = run_cases(
+        tmp_path,
+        [
+            # weights of two sensors serve a set of either
+            ("finetune", [*common, "name=both", both, f"init={trained}/mixed"]),
+            ("finetune", [*common, "name=mixed", mixed, "model.size=tiny"]),
+            ("finetune", [*common, "name=other", f"data.shards={landsat_shards}", f"init={trained}/whole"]),
+        ],
+    )
+    assert outcomes[0] is True
+    assert "these are of several: sentinel2 (" in str(outcomes[1])
+    assert "the weights know images of sentinel2, not of landsat_oli" in str(outcomes[2])
+    last = journal.read(tmp_path / "both")[-1]
+    assert last.step == (40 + 24) // 8
+    assert (last.metrics["val_accuracy"] * (12 + 6)) % 1 == pytest.approx(0, abs=1e-9)
+    state = checkpoint.read_state(checkpoint.find(tmp_path / "both"))
+    assert [s.path for s in state.data.sets] == [str(shards), str(more_shards)]
+    # normalised as the weights were trained, whatever the new sets hold
+    pretrained = checkpoint.read_state(checkpoint.find(trained / "mixed")).data.of("sentinel2")
+    assert state.data.of("sentinel2").statistics == pretrained.statistics
+
+
+def test_a_sample_trained_on_in_one_set_and_scored_in_another_is_refused(
+    shards: Path, make_shards: Callable[..., Path], tmp_path: Path
+) -> None:
+    other = make_shards("other", train=range(60, 70), val=range(38, 42))
+    words = [
+        f"output={tmp_path}",
+        f"data.shards=[{shards},{other}]",
+        "batch.size=8",
+        "model.size=tiny",
+        "name=x",
+    ]
+    (said,) = run_cases(tmp_path, [("finetune", words)])
+    assert "both hold the samples tile_00038, tile_00039" in str(said)
+
+
 @pytest.mark.parametrize("name", sorted(TASKS))
 def test_every_task_keeps_the_contract(shards: Path, name: str) -> None:
     from pipeline import manifest
