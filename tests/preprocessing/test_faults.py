@@ -49,6 +49,26 @@ def test_p12_wild_pixels_are_masked_and_every_scenes_part_in_the_statistics_is_t
     assert tree["scenes"]["oscd_a_1"]["flags"]["saturated"] == pytest.approx(64 / 192**2, abs=1e-6)
 
 
+def test_p12_a_scene_of_garbage_gives_nothing_to_the_statistics_and_is_named(city, tmp_path, capsys):
+    folder, words = city
+    for path in (folder / "imgs_2").glob("*.tif"):
+        with rasterio.open(path, "r+") as raster:
+            noise = np.random.default_rng(0).integers(1, 30_000, (raster.height, raster.width))
+            raster.write(noise.astype(raster.dtypes[0]), 1)
+    assert shard.main([*words, f"output={tmp_path / 'set'}"]) == 0
+    told = capsys.readouterr().out
+    assert "warning: oscd_a_2 is left out of the statistics: " in told
+    assert "is no reflectance (-0.2 to 1.6)" in told
+    made = manifests.read(tmp_path / "set")
+    assert {s.id: s.statistics_px > 0 for s in made.scenes} == {"oscd_a_1": True, "oscd_a_2": False}
+    (tmp_path / "good.txt").write_text("oscd_a_1\n")
+    shard.main([*words, f"output={tmp_path / 'good'}", f"select.list={tmp_path / 'good.txt'}"])
+    assert made.statistics == manifests.read(tmp_path / "good").statistics
+    tree = json.loads((tmp_path / "set/quality.json").read_text())
+    assert list(tree["left_out_of_statistics"]) == ["oscd_a_2"]
+    assert "Left out of the statistics" in (tmp_path / "set/quality.html").read_text()
+
+
 def test_p16_relative_paths_and_an_input_that_cannot_be_written(city, tmp_path, monkeypatch):
     folder, words = city
     before = {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in folder.rglob("*")}
