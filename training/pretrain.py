@@ -25,13 +25,15 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from pipeline.config import UserPath
 from pipeline.console import Command, run, say, table
 from pipeline.contract import DataContract
-from training import masking, panels, runs
+from training import checkpoint, masking, panels, runs
 from training.architecture import ModelConfig
 from training.chosen import Chosen
 from training.data import Batch, View, make_view
 from training.engine import Engine
+from training.handover import Origin, Tables, hand_over
 from training.inputs import SensorInput
 from training.loop import Prepared, Span, train
 from training.masking import Choice, MaskingConfig
@@ -62,6 +64,11 @@ class PretrainConfig(runs.RunConfig):
     """The masked autoencoder."""
     masking: MaskingConfig = MaskingConfig()
     """What is hidden."""
+    init: UserPath | None = None
+    """Run or checkpoint folder of weights to start from; null starts from scratch. Optimiser and schedule begin anew."""
+    handover: Tables = "exact"
+    """With `init`, what becomes of position tables of another size or of other bands: exact refuses them with the
+    differences, interpolate takes them over, reinit begins them anew."""
     panel_images: int = Field(default=4, ge=0)
     """Images in the reconstruction panel written at the end; 0 writes none."""
 
@@ -94,6 +101,16 @@ class Pretraining:
             {s: i.layout for s, i in self.inputs.items()},
             {s: i.to_unit for s, i in other_scale.items()},
         )
+        self.handed = self._take_over(config.init) if config.init else []
+
+    def _take_over(self, init: Path) -> list[str]:
+        """Load the weights to start from; return a line for each that was not simply copied."""
+        folder = checkpoint.find(init)
+        layouts = {s: i.layout for s, i in self.inputs.items()}
+        found = hand_over(Origin.of(folder), self.model, layouts, self.config.handover)
+        if self.config.handover == "exact":
+            found.require_exact(str(folder))
+        return [f"from {folder}", *found.told()]
 
     def _view(self, contract: DataContract) -> View:
         config = self.config
@@ -149,6 +166,7 @@ class Pretraining:
             ("run", str(config.folder)),
             *(("data", line) for line in self.stream.told()),
             ("model", f"{config.model.size}, {count_parameters(self.model) / 1e6:.2f} M parameters"),
+            *(("weights", line) for line in self.handed),
             ("tokens", f"{tokens} cubes shown, masking {config.masking.strategy}"),
             (
                 "steps",

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from pipeline.errors import ContractError
+from tests.training.processes import SMALL, run_cases
 from tests.training.test_architecture import S2_12, contracts
+from training import journal
 from training.architecture import ModelConfig
 from training.handover import Handover, Origin, Tables, hand_over
 from training.model import SpatialSpectralMAE
@@ -187,3 +190,25 @@ def test_t22_what_does_not_fit_is_refused_with_every_difference_and_nothing_is_l
             after.parameters(), made(1, {"sentinel2": layout(S2_6, 64)}).parameters(), strict=True
         )
     )
+
+
+def test_a_pretraining_goes_on_from_weights_of_another_size_when_asked(
+    shards: Path, trained: Path, tmp_path: Path
+) -> None:
+    words = [f"output={tmp_path}", f"data.shards={shards}", *SMALL, "panel_images=0", f"init={trained}/whole"]
+    smaller = [*words, "data.image_px=32", "steps=2"]
+    outcomes = run_cases(
+        tmp_path,
+        [
+            ("pretrain", [*words, "name=same", "steps=2"]),
+            ("pretrain", [*smaller, "name=refused"]),
+            ("pretrain", [*smaller, "name=smaller", "handover=interpolate"]),
+        ],
+    )
+    assert [outcomes[0], outcomes[2]] == [True, True]
+    assert "6 x 6 -> 4 x 4 places" in str(outcomes[1])
+    assert "handover=interpolate" in str(outcomes[1])
+    scratch = journal.read(trained / "whole")
+    for name in ("same", "smaller"):
+        first = journal.read(tmp_path / name)[0].metrics["loss"]
+        assert first < (scratch[0].metrics["loss"] + scratch[-1].metrics["loss"]) / 2
