@@ -11,12 +11,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
-from pipeline.errors import ConfigError, MissingInputError, SceneError
+from pipeline.errors import SceneError
 from preprocessing.readers.product import Reader, Request, find_folders, missing_band, scene_id
+from preprocessing.readers.tables import Entry, Row, Table, parquet_rows
 from preprocessing.scenes import BandSource, Given, Scene
 
 QUANTIFICATION = 10_000
@@ -117,8 +116,8 @@ def _source(product: Path, band: str, request: Request) -> BandSource:
 def _given(product: Path, request: Request) -> Given:
     beside = product / f"{product.name}_labels_metadata.json"
     if request.table is not None:
-        classes, split = _table(request.table, _changed(request.table)).get(product.name, (None, ""))
-        return Given(product.name, classes, split)
+        said = TABLE.read(request.table).get(product.name, Entry())
+        return Given(product.name, said.classes, said.split)
     return Given(product.name, read_labels(beside) if beside.is_file() else None)
 
 
@@ -140,43 +139,12 @@ def to_19(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in CLASSES_19 if name in found)
 
 
-def _changed(path: Path) -> int:
-    try:
-        return path.stat().st_mtime_ns
-    except OSError as error:
-        raise MissingInputError(
-            f"there is no {path} (labels.table). It can be had at {LISTS_FROM}."
-        ) from error
+def _entry(table: str, row: Row) -> tuple[str, Entry]:
+    return row["patch_id"], Entry(tuple(row["labels"]), row["split"])
 
 
-@lru_cache(maxsize=2)
-def _table(path: Path, changed: int) -> dict[str, tuple[tuple[str, ...] | None, str]]:
-    """Read metadata.parquet: patch -> (class names, split); `changed`, its time of change, keeps the cache right."""
-    rows = _read_parquet(path)
-    if not {"patch_id", "labels", "split"} <= set(rows):
-        raise ConfigError(
-            f"{path} (labels.table) has the columns {', '.join(rows)}; patch_id, labels and split are needed: take the"
-            f" metadata.parquet of version 2, {LISTS_FROM}."
-        )
-    return {
-        patch: (tuple(labels), split)
-        for patch, labels, split in zip(rows["patch_id"], rows["labels"], rows["split"], strict=True)
-    }
-
-
-def _read_parquet(path: Path) -> dict[str, list[Any]]:
-    # at first use: half a second, and no other reader needs it
-    import pyarrow.parquet
-
-    try:
-        table: dict[str, list[Any]] = pyarrow.parquet.read_table(path).to_pydict()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise ConfigError(
-            f"{path} (labels.table) is no parquet file ({error}). Fetch it again, {LISTS_FROM}."
-        ) from error
-    return table
-
-
+TABLE = Table(("patch_id", "labels", "split"), _entry, parquet_rows, LISTS_FROM)
+"""The metadata.parquet of version 2."""
 READER = Reader(
     "bigearthnet",
     ("sentinel2",),

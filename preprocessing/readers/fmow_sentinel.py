@@ -7,21 +7,19 @@ file's name is the split. Without it the category is that of the folder. Cong et
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 
-from pipeline.errors import ConfigError, MissingInputError, SceneError
+from pipeline.errors import SceneError
 from preprocessing.readers.product import Reader, Request, find_files, scene_id
+from preprocessing.readers.tables import Entry, Row, Table, csv_rows
 from preprocessing.scenes import BandSource, Given, Scene
-from preprocessing.splits import tables, usual_name
+from preprocessing.splits import usual_name
 
 LAYERS = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B10", "B11", "B12")
 QUANTIFICATION = 10_000
 LISTS_FROM = "https://purl.stanford.edu/vg497cb6002"
-_NEEDED = {"category", "location_id", "image_id", "timestamp"}
 _IMAGE = re.compile(r"(?P<category>[^/]+)/(?P=category)_(\d+)/(?P=category)_\2_(\d+)\.tif")
 
 
@@ -40,17 +38,16 @@ def open_scene(product: Path, request: Request) -> Scene:
     if not match:
         raise SceneError(f"{product} is not named as images of the set are. Give it its own name again.")
     # what the lists do not have is in no split; without lists the folder tells the category
-    rows = _rows(request.table, _changed(request.table)) if request.table else {}
-    split, acquired = rows.get(product.stem, ("", ""))
+    said = (TABLE.read(request.table) if request.table else {}).get(product.stem, Entry())
     return Scene(
         id=scene_id(product.stem),
         sensor=request.sensor.name,
         level="L1C",
         reader=READER.name,
         location=product,
-        acquired=acquired,
+        acquired=said.acquired,
         bands=tuple(_source(product, name, request) for name in request.bands),
-        given=Given(product.stem, (match["category"],), split),
+        given=Given(product.stem, (match["category"],), said.split),
         licence=f"{request.sensor.licence} fMoW-Sentinel (Cong et al.): CC BY 4.0, locations from fMoW.",
         notes=("no cloud mask: fMoW-Sentinel has none",),
     )
@@ -61,34 +58,14 @@ def _source(product: Path, name: str, request: Request) -> BandSource:
     return BandSource(name, str(product), 1 / QUANTIFICATION, 0.0, layer=layer, gsd_m=10)
 
 
-def _changed(path: Path) -> tuple[int, ...]:
-    found = tables(path)
-    if not found:
-        raise MissingInputError(f"there is no csv at {path} (labels.table). They can be had at {LISTS_FROM}.")
-    return tuple(one.stat().st_mtime_ns for one in found)
+def _entry(table: str, row: Row) -> tuple[str, Entry]:
+    name = f"{row['category']}_{row['location_id']}_{row['image_id']}"
+    # the file of the test split is called test_gt.csv
+    return name, Entry(split=usual_name(table.removesuffix("_gt")), acquired=row["timestamp"])
 
 
-@lru_cache(maxsize=2)
-def _rows(path: Path, changed: tuple[int, ...]) -> dict[str, tuple[str, str]]:
-    """Read the lists: image -> (split, time of acquisition).
-
-    changed: their times of change, so that the cache never holds an older list.
-    """
-    found: dict[str, tuple[str, str]] = {}
-    for table in tables(path):
-        split = usual_name(table.stem.removesuffix("_gt"))
-        with table.open(encoding="utf-8", newline="") as stream:
-            rows = csv.DictReader(stream)
-            if not set(rows.fieldnames or ()) >= _NEEDED:
-                raise ConfigError(
-                    f"{table} (labels.table) lacks one of the columns {', '.join(sorted(_NEEDED))}: take the lists of"
-                    f" the set, {LISTS_FROM}."
-                )
-            for row in rows:
-                found[f"{row['category']}_{row['location_id']}_{row['image_id']}"] = split, row["timestamp"]
-    return found
-
-
+TABLE = Table(("category", "location_id", "image_id", "timestamp"), _entry, csv_rows, LISTS_FROM)
+"""The set's train.csv, val.csv and test_gt.csv."""
 READER = Reader(
     "fmow_sentinel",
     ("sentinel2",),

@@ -14,6 +14,7 @@ from __future__ import annotations
 import glob
 import re
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from pipeline.errors import SceneError
@@ -53,42 +54,41 @@ def _is_product(folder: Path, names: Collection[str]) -> bool:
 
 def open_scene(product: Path, request: Request) -> Scene:
     """Describe one date of one city; raises `SceneError` for a missing band or date."""
-    # file names hold the time of processing, not of sensing: only dates.txt tells
-    date_number = product.name[-1]
-    return Scene(
-        id=scene_id(f"oscd_{product.parent.name}_{date_number}"),
-        sensor=request.sensor.name,
-        level="L1C",
-        reader=READER.name,
-        location=product,
-        acquired=_date(product.parent / "dates.txt", date_number),
-        bands=_sources(product, request),
-        labels=labels_beside(product),
-        # both dates show the same ground: one split
-        given=Given(product.parent.name),
-        licence=request.sensor.licence,
-        notes=(NO_CLOUD_MASK,),
-    )
+    scene = _one_date(product, request)
+    return replace(scene, location=product, reader=READER.name, labels=labels_beside(product))
 
 
 def open_pair(product: Path, request: Request) -> Scene:
     """Describe both dates of one city, with its change raster; raises `SceneError` for a missing band or date."""
     city = product.name
     rasters = sorted(product.parent.parent.glob(f"*/{glob.escape(city)}/cm/{glob.escape(city)}-cm.tif"))
-    first, second = (_date(product / "dates.txt", number) for number in "12")
-    return Scene(
+    first, second = (_one_date(product / f"imgs_{number}", request) for number in "12")
+    return replace(
+        first,
         id=scene_id(f"oscd_{city}"),
+        after=second.bands,
+        labels=str(rasters[0]) if rasters else None,
+        licence=f"{request.sensor.licence} {CHANGE_LICENCE}",
+        notes=(f"the later date is {second.acquired}", NO_CLOUD_MASK),
+    )
+
+
+def _one_date(folder: Path, request: Request) -> Scene:
+    """Describe one date of a city, as a part of the pair."""
+    city, date_number = folder.parent, folder.name[-1]
+    return Scene(
+        id=scene_id(f"oscd_{city.name}_{date_number}"),
         sensor=request.sensor.name,
         level="L1C",
         reader=PAIR_READER.name,
-        location=product,
-        acquired=first,
-        bands=_sources(product / "imgs_1", request),
-        after=_sources(product / "imgs_2", request),
-        labels=str(rasters[0]) if rasters else None,
-        given=Given(city),
-        licence=f"{request.sensor.licence} {CHANGE_LICENCE}",
-        notes=(f"the later date is {second}", NO_CLOUD_MASK),
+        location=city,
+        # file names hold the time of processing, not of sensing: only dates.txt tells
+        acquired=_date(city / "dates.txt", date_number),
+        bands=_sources(folder, request),
+        # both dates show the same ground: one split
+        given=Given(city.name),
+        licence=request.sensor.licence,
+        notes=(NO_CLOUD_MASK,),
     )
 
 

@@ -87,13 +87,13 @@ def test_another_table_divides_anew(tmp_path):
 def test_an_absent_or_wrong_table_says_where_to_get_it(tmp_path):
     write_bigearthnet_patch(tmp_path / "in", V2[0])
     words = [CONFIG, f"scenes={tmp_path / 'in'}", f"output={tmp_path / 'out'}"]
-    with pytest.raises(MissingInputError, match=r"labels\.table.*zenodo\.org"):
+    with pytest.raises(MissingInputError, match=r"no table at .*labels\.table.*zenodo\.org"):
         shard.main([*words, f"labels.table={tmp_path / 'none.parquet'}"])
     (tmp_path / "text.parquet").write_text("no parquet")
     with pytest.raises(ConfigError, match=r"is no parquet file.*zenodo\.org"):
         shard.main([*words, f"labels.table={tmp_path / 'text.parquet'}"])
     write_metadata(tmp_path / "other.parquet", [{"patch": "x"}])
-    with pytest.raises(ConfigError, match="patch_id, labels and split are needed"):
+    with pytest.raises(ConfigError, match="patch_id, labels, split are needed"):
         shard.main([*words, f"labels.table={tmp_path / 'other.parquet'}"])
 
 

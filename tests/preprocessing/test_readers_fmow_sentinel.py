@@ -59,8 +59,10 @@ def test_one_list_alone_and_none_at_all(words, tmp_path):
 
 
 def test_lists_that_are_absent_or_others_say_where_to_get_them(words, tmp_path):
-    with pytest.raises(MissingInputError, match=r"no csv at .*purl\.stanford\.edu"):
+    with pytest.raises(MissingInputError, match=r"no table at .*purl\.stanford\.edu"):
         shard.main([*words, f"labels.table={tmp_path / 'in'}"])
     (tmp_path / "lists/val.csv").write_text("a,b\n")
-    with pytest.raises(ConfigError, match=r"val\.csv .*lacks one of the columns"):
+    with pytest.raises(
+        ConfigError, match=r"val\.csv .*has the columns a, b; category, .*timestamp are needed"
+    ):
         shard.main([*words, f"labels.table={tmp_path / 'lists'}"])
