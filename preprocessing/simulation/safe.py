@@ -56,6 +56,11 @@ class SafeOptions:
         """Return the offset of the metadata, 0 where the baseline has none."""
         return OFFSET_DN if float(self.baseline) >= 4 else 0
 
+    @property
+    def prefix(self) -> str:
+        """Return what stands before names of L2A in the products of its first years, until baseline 02.06."""
+        return "L2A_" if self.level == "L2A" and float(self.baseline) < 2.07 else ""
+
 
 def write_safe(
     folder: Path, options: SafeOptions, written: Callable[[str], None] = lambda name: None
@@ -69,7 +74,7 @@ def write_safe(
     product = folder / f"{what.name}.SAFE"
     # one image at a time: a whole tile's bands at three pixel sizes are gigabytes
     for name, array, gsd_m in _images(view, options):
-        path = product / f"{_image_path(what.granule, options.level, name, gsd_m)}.jp2"
+        path = product / f"{_image_path(what.granule, options, name, gsd_m)}.jp2"
         write_jp2(path, array, gsd_m, IMAGE_CODINGS[gsd_m], what.place)
         written(f"{name} at {gsd_m} m")
     _write_masks(product / "GRANULE" / what.granule / "QI_DATA", view, options)
@@ -115,23 +120,24 @@ def _describe(options: SafeOptions) -> Description:
         time=time.strftime("%Y-%m-%dT%H:%M:%S.000Z"),
         granule=granule,
         images=[
-            _image_path(granule, options.level, band.name, gsd_m)
+            _image_path(granule, options, band.name, gsd_m)
             for band in SENSORS["sentinel2"].bands
             for gsd_m in _resolutions(band, options)
         ],
         size_px=options.size_px,
         quantification=QUANTIFICATION,
+        prefix=options.prefix,
         offset_dn=options.offset_dn,
         place=TILES[options.tile],
     )
 
 
-def _image_path(granule: str, level: str, name: str, gsd_m: int) -> str:
+def _image_path(granule: str, options: SafeOptions, name: str, gsd_m: int) -> str:
     # L1C holds each band once, so that its folders and names have no pixel size
     _, tile, _, stamp = granule.split("_")
-    stem = f"{tile}_{stamp}_{name}"
+    stem = f"{options.prefix}{tile}_{stamp}_{name}"
     folder = f"GRANULE/{granule}/IMG_DATA"
-    return f"{folder}/{stem}" if level == "L1C" else f"{folder}/R{gsd_m}m/{stem}_{gsd_m}m"
+    return f"{folder}/{stem}" if options.level == "L1C" else f"{folder}/R{gsd_m}m/{stem}_{gsd_m}m"
 
 
 def _resolutions(band: Band, options: SafeOptions) -> tuple[int, ...]:

@@ -34,6 +34,8 @@ class Description:
     offset_dn: int
     """The specification's ADD_OFFSET for every band; 0 before baseline 04.00, whose metadata has none."""
     place: Place = PLACE
+    prefix: str = ""
+    """What stands before names that are L2A's own."""
 
     @property
     def processing_level(self) -> str:
@@ -79,7 +81,7 @@ def _characteristics(what: Description) -> str:
     quantification = f'<QUANTIFICATION_VALUE unit="none">{what.quantification}</QUANTIFICATION_VALUE>'
     # the two levels spell the same number differently
     if what.level == "L2A":
-        named = quantification.replace("QUANTIFICATION", "BOA_QUANTIFICATION")
+        named = quantification.replace("QUANTIFICATION", f"{what.prefix}BOA_QUANTIFICATION")
         quantification = f"<QUANTIFICATION_VALUES_LIST>{named}</QUANTIFICATION_VALUES_LIST>"
     return f"""    <Product_Image_Characteristics>
 {_lines(6, (_special_value(name, number) for name, number in (("NODATA", 0), ("SATURATED", 65535))))}

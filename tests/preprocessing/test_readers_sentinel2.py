@@ -67,11 +67,11 @@ def test_offset_option(products, option, expected):
 @pytest.mark.parametrize(("level", "tag"), [("L2A", "BOA_ADD_OFFSET"), ("L1C", "RADIO_ADD_OFFSET")])
 def test_p06_reflectance_is_the_same_in_every_baseline(tmp_path, level, tag):
     images = {}
-    for baseline in ("02.14", "04.00", "05.10"):
+    for baseline in ("02.06", "02.14", "03.01", "04.00", "05.10"):
         product = write_safe(tmp_path, SafeOptions(192, baseline=baseline, level=level))
-        assert (tag in (product / f"MTD_MSI{level}.xml").read_text()) == (baseline != "02.14")
+        assert (tag in (product / f"MTD_MSI{level}.xml").read_text()) == (baseline >= "04")
         source = open_scene(product, Request(SENSOR, ("B04",))).bands[0]
-        assert source.offset == (0.0 if baseline == "02.14" else -0.1)
+        assert source.offset == (-0.1 if baseline >= "04" else 0.0)
         images[baseline] = reflectance(source)
     old = images["02.14"]
     above = old > 1.5e-4  # DN 1 of the old baseline holds all that is at or below it
@@ -112,10 +112,13 @@ def test_one_band_without_an_offset_is_refused(copied):
         open_scene(product, REQUEST)
 
 
-def test_quantification_as_products_until_2018_spell_it(copied):
-    product = copied(L2A)
-    edit(product, "BOA_QUANTIFICATION_VALUE", "L2A_BOA_QUANTIFICATION_VALUE")
-    assert open_scene(product, REQUEST).bands[0].scale == 1e-4
+def test_names_as_products_until_2018_spell_them(tmp_path):
+    product = write_safe(tmp_path, SafeOptions(192, baseline="02.06"))
+    assert "<L2A_BOA_QUANTIFICATION_VALUE" in (product / "MTD_MSIL2A.xml").read_text()
+    scene = open_scene(product, REQUEST)
+    assert {band.scale for band in scene.bands} == {1e-4}
+    files = [*(band.path for band in scene.bands), scene.masks[0].path]
+    assert all(Path(path).name.startswith("L2A_T32UPU_") for path in files)
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "nan", "many", ""])
