@@ -93,6 +93,54 @@ def test_samples_of_another_shape_than_the_contract_are_told(copy, capsys):
     assert "has shapes (12, 48, 48)" in wrong[0]
 
 
+def restate(copy, change) -> None:
+    """Let a manifest say something else."""
+    tree = json.loads((copy / "manifest.json").read_text())
+    change(tree)
+    (copy / "manifest.json").write_text(json.dumps(tree))
+
+
+def test_statistics_that_are_not_of_the_samples_are_told(copy, capsys):
+    restate(copy, lambda tree: tree["statistics"][3].update(mean=0.5))
+    code, wrong = check(copy, capsys)
+    assert code == 1
+    assert len(wrong) == 2
+    assert "manifest.json states band statistics that are not those of the training samples" in wrong[0]
+    assert "histogram.npz is not that of the set beside it" in wrong[1]
+
+
+def test_p14_a_damaged_histogram_is_named(copy, capsys):
+    cut(copy / "histogram.npz")
+    code, wrong = check(copy, capsys)
+    assert (code, len(wrong)) == (1, 1)
+    assert "histogram.npz cannot be read" in wrong[0]
+
+
+def test_cells_that_are_not_of_the_pixels_are_told(copy, capsys):
+    restate(
+        copy, lambda tree: tree["contract"]["index_formulas"].update(NDVI="(nir - red) / (nir + red + 1)")
+    )
+    code, wrong = check(copy, capsys)
+    assert code == 1
+    assert len(wrong) == 54
+    assert all("has other cells of NDVI than its pixels give" in line for line in wrong)
+
+
+def test_a_set_of_format_1_is_checked_by_the_formulas_of_the_table(copy, capsys):
+    def older(tree):
+        tree["format_version"] = 1
+        del tree["contract"]["index_formulas"]
+        for scene in tree["scenes"]:
+            del scene["statistics_px"]
+        for band in tree["statistics"]:
+            # of all values as they were
+            del band["winsorised"]
+            band["mean"], band["std"] = band["mean"] + 0.001, band["std"] + 0.01
+
+    restate(copy, older)
+    assert check(copy, capsys) == (0, [])
+
+
 def test_the_archive_need_not_be_kept(copy, capsys):
     shutil.rmtree(copy / archive.FOLDER)
     assert check(copy, capsys) == (0, [])

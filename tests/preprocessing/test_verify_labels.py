@@ -15,11 +15,15 @@ from preprocessing.packing import read_shard
 def one(shard_set):
     made = manifests.read(shard_set)
     key, members = next(iter(read_shard(shard_set / made.shards("train")[0].path)))
-    return made.contract, decode(key, members, "here")
+    return made, decode(key, members, "here")
 
 
-def wrong(sample, contract, tmp_path):
-    return list(verify._sample_problems(sample, tmp_path, contract, set()))
+def wrong(sample, made, tmp_path):
+    return list(verify.sample_problems(sample, tmp_path, verify.Reread(made)))
+
+
+def stating(made, **changes):
+    return made.model_copy(update={"contract": made.contract.model_copy(update=changes)})
 
 
 @pytest.mark.parametrize(
@@ -36,15 +40,15 @@ def wrong(sample, contract, tmp_path):
     ],
 )
 def test_labels_are_those_of_the_contract(one, tmp_path, kind, label, message):
-    contract, sample = one
+    made, sample = one
     if isinstance(label, str):
         label = np.where(sample.mask, 255, 3 if label == "good" else 77).astype(np.uint8)
-    found = wrong(replace(sample, label=label), contract.model_copy(update={"label_kind": kind}), tmp_path)
+    found = wrong(replace(sample, label=label), stating(made, label_kind=kind), tmp_path)
     assert found == [] if message is None else message in found[0]
 
 
 def test_a_pair_without_its_second_date_is_told(one, tmp_path):
-    contract, sample = one
-    pairs = contract.model_copy(update={"dates": 2})
+    made, sample = one
+    pairs = stating(made, dates=2)
     assert "does not have the 2 dates" in wrong(sample, pairs, tmp_path)[0]
     assert wrong(replace(sample, after=sample.pixels), pairs, tmp_path) == []
