@@ -5,11 +5,11 @@
 #     sbatch --nodes=4 --cpus-per-task=32 --mem=64G slurm/shard.sh CONFIG scenes=/path/to/archive
 # One task a node, one worker process for each of its CPUs; more of them decode more scenes at once. On one node they
 # are the entry's own; on several this script starts a Dask scheduler and its workers for the time of the job. The words
-# workers=N and dask.address=tcp://host:port (or dask.scheduler_file=FILE) keep it from starting any. Dask takes work from
-# whoever reaches its ports: stay on one node where you do not trust the network between them. Without Slurm:
+# workers=N and dask.address=tcp://host:port (or dask.scheduler_file=FILE) keep it from starting any. Dask takes work
+# from whoever reaches its ports: stay on one node where you do not trust the network between them. Without Slurm:
 #     bash slurm/shard.sh [CONFIG] [a.b=c ...]
-# A minute before the time limit, when preempted and after a node failure the job goes back into the queue, and goes on
-# where it stopped; so does the same command given again.
+# A minute before the time limit, when preempted and when a node fails the job goes back into the queue, and goes on
+# where it stopped; so does the same command given again. With `sbatch --no-kill` the other nodes do a lost one's work.
 #SBATCH --job-name=shard
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
@@ -25,13 +25,13 @@ here=$(dirname "${BASH_SOURCE[0]}")
 # shellcheck source=common.sh
 source "$here/common.sh" shard
 
-# What a task of the workers' step does: nannies start a worker again that ran out of memory. USR1 is for the entry alone;
-# at USR2 and TERM all end at once, for whatever they have in hand is made again.
+# What a task of the workers' step does. Its nannies start a worker again that ran out of memory. USR1 is for the entry
+# alone; at USR2 and TERM all end at once, for whatever they have in hand is made again.
 # shellcheck disable=SC2016
 WORKERS='set -m; trap "" USR1; "$@" & trap "kill -KILL -- -$! 2>/dev/null; exit 0" USR2 TERM; wait $!'
 scheduler=''
 
-# Starts a scheduler on this node and workers, one for each CPU of the job's tasks; sets ADDRESS.
+# Starts a scheduler on this node and workers, one for each CPU of the job's tasks; sets `address`.
 start_dask() {
     local host=(--host "$MASTER_ADDR")
     folder=$(mktemp -d)
@@ -39,16 +39,18 @@ start_dask() {
     [[ $MASTER_ADDR == 127.* || $(getent hosts "$MASTER_ADDR") != 127.* ]] || host=()
     "$PYTHON" -m dask scheduler "${host[@]}" --port 0 --no-dashboard --scheduler-file "$folder/file" 2>"$folder/log" &
     scheduler=$!
-    until ADDRESS=$(sed -n 's/^ *"address": "\([^"]*\)".*/\1/p' "$folder/file" 2>/dev/null | head -n 1) && [[ $ADDRESS ]]; do
+    until address=$(sed -n 's/^ *"address": "\([^"]*\)".*/\1/p' "$folder/file" 2>/dev/null) && [[ $address ]]; do
         kill -0 "$scheduler" 2>/dev/null || die "the Dask scheduler did not start: $(tail -n 5 "$folder/log")"
         sleep 0.1
     done
-    # one node's may end without the others
-    srun --export=ALL --overlap --kill-on-bad-exit=0 --wait=0 bash -c "$WORKERS" workers "$PYTHON" -m dask worker "$ADDRESS" \
-        --nworkers "${SLURM_CPUS_PER_TASK:-1}" --nthreads 1 --memory-limit 0 --no-dashboard --death-timeout 60 </dev/null &
+    # one node's may end without the others, and with `sbatch --no-kill` a node may be lost
+    srun --export=ALL --overlap --no-kill --kill-on-bad-exit=0 --wait=0 bash -c "$WORKERS" workers \
+        "$PYTHON" -m dask worker "$address" --nworkers "$cpus" --nthreads 1 --memory-limit 0 --no-dashboard \
+        --death-timeout 60 </dev/null &
     workers=$!
 }
 
+# Ends what start_dask started.
 stop_dask() {
     [[ $scheduler ]] || return 0
     [[ ! -s $folder/log ]] || say "the Dask scheduler said: $(tail -n 5 "$folder/log")"
@@ -66,17 +68,18 @@ stop_dask() {
 entry=("$PYTHON" "${SHARD_ENTRY:-preprocessing/shard.py}")
 in_slurm || exec "${entry[@]}" "$@"
 
+# as many processes as CPUs: one thread each
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} DASK_LOGGING__DISTRIBUTED=error
 set_meeting_point
-export OMP_NUM_THREADS=1 DASK_LOGGING__DISTRIBUTED=error
-said=" $*"
+tasks=${SLURM_NTASKS:-1} cpus=${SLURM_CPUS_PER_TASK:-1} said=" $*"
 if [[ $said == *" workers="* || $said == *" dask."*=* ]]; then
     words=()
-elif ((SLURM_NTASKS > 1)); then
+elif ((tasks > 1)); then
     start_dask
     # how many is for the plan alone
-    words=("dask.address=$ADDRESS" "workers=$((SLURM_NTASKS * ${SLURM_CPUS_PER_TASK:-1}))")
+    words=("dask.address=$address" "workers=$((tasks * cpus))")
 else
-    words=("workers=${SLURM_CPUS_PER_TASK:-1}")
+    words=("workers=$cpus")
 fi
 status=0
 run_on_tasks --nodes=1 --ntasks=1 --overlap -- "${entry[@]}" "${words[@]}" "$@" || status=$?

@@ -128,7 +128,7 @@ def test_p01_two_nodes_make_the_same_bytes_though_a_worker_is_killed(
     wait_until(lambda: len(workers_at_work(tmp_path / "set")) == 2, f"two workers: {tmp_path}/log")
     nodes = {node_of(pid) for pid in workers_at_work(tmp_path / "set")}
     os.kill(max(workers_at_work(tmp_path / "set")), signal.SIGKILL)
-    job = slurm.wait(number)
+    job = slurm.wait(number, timeout_s=120)
     assert (job["JobState"], nodes) == ("COMPLETED", {"node1", "node2"}), (tmp_path / "log").read_text()
     assert sums(tmp_path / "set") == clean
     assert not left_of(number)
