@@ -68,12 +68,9 @@ def by_image(query: Tensor, key: Tensor, value: Tensor, segments: Segments | Non
     """`sdpa` for one image of a packed row after the other: more calls, no mask, nothing computed to be masked out."""
     if segments is None:
         return sdpa(query, key, value)
-    rows = zip(
-        query.split(segments.queries, 1),
-        key.split(segments.keys, 1),
-        value.split(segments.keys, 1),
-        strict=True,
-    )
+    queries = torch.split(query, list(segments.queries), 1)
+    keys, values = (torch.split(x, list(segments.keys), 1) for x in (key, value))
+    rows = zip(queries, keys, values, strict=True)
     return torch.cat([sdpa(q, k, v) if q.shape[1] else q for q, k, v in rows], 1)
 
 
