@@ -117,7 +117,8 @@ class _Group:
 def _keys(group: _Group, root: Schema) -> Iterator[Key]:
     for name, node in group.schema.get("properties", {}).items():
         path, default = group.prefix + name, group.defaults.get(name, node.get("default", ...))
-        parts = [option for option in _options(node, root) if "properties" in option]
+        options = _options(node, root)
+        parts = [option for option in options if "properties" in option]
         # a group that is always there is told by its keys alone
         if not parts or default is None:
             must = name in group.schema.get("required", ())
@@ -129,6 +130,14 @@ def _keys(group: _Group, root: Schema) -> Iterator[Key]:
             yield from _keys(
                 _Group(part, f"{path}.", given, path if default is None else group.optional), root
             )
+        for item in _items(options, root):
+            yield from _keys(_Group(item, f"{path}[].", optional=path), root)
+
+
+def _items(options: Sequence[Schema], root: Schema) -> list[Schema]:
+    """Return the groups of keys that a list may hold."""
+    held = [option for node in options for option in _options(node.get("items", {}), root)]
+    return [option for option in held if "properties" in option]
 
 
 def _resolve(node: Schema, root: Schema) -> Schema:

@@ -58,9 +58,9 @@ def environment(clone: Path, **more: str) -> dict[str, str]:
 
 def fill_in(command: str) -> str:
     """Put in what README leaves to the reader, and keep trainings short."""
-    command = command.replace("/path/to/archive", "demo/archive").replace(
-        "/path/to/labelled/shards", "demo/shards/sentinel2"
-    )
+    command = command.replace("/path/to/archive", "demo/archive")
+    command = command.replace("/path/to/labelled/shards", "demo/shards/sentinel2")
+    command = command.replace("/path/to/landsat/shards", "demo/shards/landsat")
     trains = re.search(r"(pretrain|finetune)\.(py|sh)", command)
     if trains and command == "sbatch slurm/pretrain.sh":
         return f"{command} {SMALL} {TINY}"

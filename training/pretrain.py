@@ -50,7 +50,7 @@ COMMAND = Command(
     "Pretrain a spectral masked autoencoder (S2MAE) on a shard set.",
     "configs/pretrain/default.yaml",
     """  python training/pretrain.py configs/pretrain/default.yaml data.shards=/path/to/shards
-  python training/pretrain.py configs/pretrain/default.yaml 'data.shards=[{path: a, weight: 3},{path: b, weight: 1}]'
+  python training/pretrain.py configs/pretrain/sensors.yaml 'data.shards=[{path: a, weight: 3}, {path: b, weight: 1}]'
   python training/pretrain.py configs/pretrain/demo.yaml name=trial masking.strategy=saliency
   bash slurm/pretrain.sh CONFIG        the same on a laptop
   sbatch slurm/pretrain.sh CONFIG      the same on a cluster""",

@@ -39,6 +39,7 @@ class Model(Config):
     part: Part | None = None
     """A part that may be absent."""
     counts: dict[str, int] = Field(default_factory=dict)
+    parts: tuple[Plain | None, ...] = ()
 
 
 def test_every_key_is_listed_as_it_would_be_typed_with_what_it_takes():
@@ -56,6 +57,9 @@ def test_every_key_is_listed_as_it_would_be_typed_with_what_it_takes():
         ("part.rate", "0.5", "a number greater than 0 and at most 1"),
         ("part.classes", "...", "a list of text, 1 or more; must be given with part"),
         ("counts", "...", "keys of your choice, each with a whole number"),
+        ("parts", "[]", "a list of a group of keys (low, high) or null"),
+        ("parts[].low", "0.1", "a number"),
+        ("parts[].high", "3", "a whole number less than 9"),
     ]
 
 
