@@ -148,7 +148,7 @@ class Cutter:
     def _count(self, window: Window, tiles: Sequence[Tile], between: tuple[int, int]) -> None:
         first, last = between
         inside = slice(first - window.top_px, last - window.top_px)
-        times = np.zeros((last - first, window.mask.shape[1]), np.int32)
+        times = np.zeros((last - first, window.mask.shape[1]), np.uint16)
         for tile in (t for t in tiles if t.split == "train"):
             top = tile.row_px - first
             times[top : top + tile.size_px, tile.column_px : tile.column_px + tile.size_px] += 1

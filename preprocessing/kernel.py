@@ -53,7 +53,7 @@ def cell_statistics(
     return result
 
 
-def count(histogram: NDArray[np.int64], pixels: Pixels, times_YX: NDArray[np.int32]) -> None:
+def count(histogram: NDArray[np.int64], pixels: Pixels, times_YX: NDArray[np.uint16]) -> None:
     """Add each pixel as often as `times_YX` says to the histogram [band, value + 32768] of its band, in place."""
     _counting()(histogram, pixels.stack_BYX, tuple(pixels.which), pixels.top_px, times_YX)
 

@@ -108,9 +108,9 @@ class PixelCounts:
         """Count the newest rows of the scene, which the window holds."""
         inside = slice(rows.start - window.top_px, rows.stop - window.top_px)
         shape = (inside.stop - inside.start, window.width_px)
-        kernel.count(self._flags, Pixels(window.mask[None], (0,), inside.start), np.ones(shape, np.int32))
+        kernel.count(self._flags, Pixels(window.mask[None], (0,), inside.start), np.ones(shape, np.uint16))
         # measured pixels of rows evenly spread: all would tell no more
-        times = np.zeros(shape, np.int32)
+        times = np.zeros(shape, np.uint16)
         times[-rows.start % self._step :: self._step] = 1
         kernel.count(self._histogram, Pixels(window.pixels, range(len(window.pixels)), inside.start), times)
 

@@ -30,7 +30,7 @@ GDAL_SETTINGS: dict[str, Any] = locations.GDAL_SETTINGS | {
     # with more threads GDAL reads a truncated JP2 without any error
     "GDAL_NUM_THREADS": "1",
     # a row of blocks with all layers; by itself GDAL takes a twentieth of the machine for each worker
-    "GDAL_CACHEMAX": 256_000_000,
+    "GDAL_CACHEMAX": 128_000_000,
 }
 
 

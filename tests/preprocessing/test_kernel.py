@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from pipeline import histogram as histograms
 from pipeline.indices import INDICES
 from pipeline.saliency import cell_statistics
 from pipeline.sample import NODATA, SCALE
@@ -44,3 +45,15 @@ def test_a_rest_smaller_than_a_cell_is_left_out() -> None:
     assert found.shape == (4, 6, 3)
     whole = kernel.cell_statistics(INDICES["NDVI"], Pixels(stack[:, :32, :48], [0, 1]), counted[:32, :48], 8)
     np.testing.assert_array_equal(found, whole)
+
+
+def test_counting_is_the_plain_form():
+    rng = np.random.default_rng(4)
+    stack = rng.integers(-32768, 32767, (3, 40, 50)).astype(np.int16)
+    times = rng.integers(0, 3, (30, 50)).astype(np.uint16)
+    found, plain = histograms.empty(2), histograms.empty(2)
+    kernel.count(found, Pixels(stack, (2, 0), 5), times)
+    for at_least in (1, 2):
+        histograms.count(plain, stack[[2, 0], 5:35], times >= at_least)
+    np.testing.assert_array_equal(found, plain)
+    assert found.sum() == 2 * times.sum()
