@@ -120,12 +120,12 @@ def test_a_worker_that_has_loaded_another_version_of_the_project_is_refused(else
 
 
 def test_a_worker_that_cannot_load_the_project_is_refused(elsewhere, shared, tmp_path, monkeypatch):
-    # another package of that name hides the one that may be installed
-    (tmp_path / "other/preprocessing").mkdir(parents=True)
-    (tmp_path / "other/preprocessing/__init__.py").touch()
+    # another module of that name hides the package that may be installed
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/preprocessing.py").touch()
     elsewhere.worker(PYTHONPATH=str(tmp_path / "other"))
     monkeypatch.setattr(remote, "ROOT", tmp_path / "not mounted there")
     assert re.search(
-        r"cannot load the project \(No module named 'preprocessing.exclusive'\): it must see",
+        r"cannot load the project \(No module named 'preprocessing.exclusive'.*\): it must see",
         refused(elsewhere, shared),
     )
