@@ -10,7 +10,7 @@
    selection duplicates rounds planning             tokens masking chosen model schedule
    radiometry masks grids resampling tiling         metrics tasks/* tracking journal panels
    cutting kernel archive conventions profiles      architecture positions projections
-   quality packing spool assembly leakage           blocks attention decoder targets handover
+   quality packing spool assembly leakage           blocks attention decoder targets handover weights
    reporting page charts pictures cog growth
    scene_work cluster remote exclusive finished
    offset_check panels jobs rows strips cells

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -27,16 +27,15 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipeline import manifest as manifests
-from pipeline.config import UserPath, differences
+from pipeline.config import UserPath
 from pipeline.console import Command, run, say, table
 from pipeline.contract import DataContract
 from pipeline.errors import ContractError
-from training import checkpoint, runs
+from training import runs
 from training.architecture import ModelConfig
-from training.checkpoint import DataRecord, RunData, State
 from training.data import Batch, View, make_view
 from training.engine import Engine
+from training.handover import Tables
 from training.inputs import SensorInput
 from training.loop import Prepared, Span, train
 from training.model import Encoder, count_parameters
@@ -55,6 +54,7 @@ from training.sets import (
 from training.stream import Pass, ShardStream
 from training.tasks import task
 from training.tracking import Tracker
+from training.weights import Weights
 from training.world import World
 
 COMMAND = Command(
@@ -76,6 +76,9 @@ class FinetuneConfig(runs.RunConfig):
     """linear_probe trains the head on a frozen encoder, full trains everything with layer decay."""
     init: UserPath | None = None
     """Run or checkpoint folder of the pretrained weights; null starts from scratch."""
+    handover: Tables = "exact"
+    """With `init`, what becomes of position tables of another size, other bands or another sensor: exact refuses them
+    with the differences, interpolate takes them over, reinit begins them anew."""
     model: ModelConfig = ModelConfig()
     """The encoder when starting from scratch; with `init` the checkpoint's own is taken and recorded instead."""
     layer_decay: float = Field(default=0.75, gt=0, le=1)
@@ -110,7 +113,9 @@ class Finetuning:
         family = _only_family(config)
         contract = family.contract
         part = Part(family, _view(contract, config))
-        self.data = _data(part, config, weights)
+        self.data = run_data([part], config.data.normalise)
+        if weights:
+            self.data = weights.expected(self.data, contract.sensor)
         self.input = SensorInput.of(self.data.of(contract.sensor), config.model)
         self.task = task(config.task)(contract)
         self.stream = ShardStream([part], config.batch, world)
@@ -123,11 +128,7 @@ class Finetuning:
             self.task.head(config.model.dimensions.width),
             config.mode == "linear_probe",
         )
-        if weights:
-            known = checkpoint.read_weights(weights.folder, "encoder.")
-            # weights of several sensors hold tables of the others too
-            wanted = self.model.encoder.state_dict().keys()
-            self.model.encoder.load_state_dict({k: v for k, v in known.items() if k in wanted})
+        self.handed = weights.load(self.model.encoder) if weights else []
         self._last: NDArray[np.int64] | None = None
 
     def groups(self) -> list[dict[str, object]]:
@@ -189,6 +190,7 @@ class Finetuning:
             ("run", str(config.folder)),
             ("task", f"{config.task}, {config.mode}"),
             ("weights", weights),
+            *(("weights", line) for line in self.handed),
             *(("data", line) for line in stream.told()),
             ("scored", f"{len(self.validation.samples)} samples of split {config.val_split}"),
             ("model", f"{config.model.size}, {size}"),
@@ -204,42 +206,6 @@ class Finetuning:
             f"{self.task.report(tally)}\n{self.config.val_split}: {scores}\n"
             f"compare: python training/compare.py --output {self.config.output}"
         )
-
-
-@dataclass(frozen=True)
-class Weights:
-    """Pretrained weights: their checkpoint's folder, and its state."""
-
-    folder: Path
-    state: State
-
-    @classmethod
-    def of(cls, config: FinetuneConfig) -> Weights | None:
-        """Find what `init` means; None is from scratch."""
-        if config.init is None:
-            return None
-        folder = checkpoint.find(config.init)
-        return cls(folder, checkpoint.read_state(folder))
-
-    def decide(self, config: FinetuneConfig) -> FinetuneConfig:
-        """Return the configuration with what the weights decide put in, so that it is recorded as it was.
-
-        Raises `ContractError` where bands or size of the images were asked for and differ.
-        """
-        # sets of other sensors are refused when they are opened
-        sensor = manifests.read(config.data.shards[0].path).contract.sensor
-        mine = self.state.data.of(sensor)
-        asked = {"data.bands": config.data.bands_of(sensor), "data.image_px": config.data.image_px}
-        has = {"data.bands": mine.bands, "data.image_px": mine.image_px}
-        wrong = differences({k: has[k] for k, v in asked.items() if v}, {k: v for k, v in asked.items() if v})
-        if wrong:
-            raise ContractError(
-                f"the weights in {config.init} do not fit what is asked of `data`: {'; '.join(wrong)}."
-            )
-        fitted = {"bands": mine.bands, "image_px": mine.image_px, "normalise": mine.normalise}
-        data = config.data.model_copy(update=fitted)
-        model = ModelConfig.model_validate(self.state.config["model"])
-        return config.model_copy(update={"data": data, "model": model})
 
 
 def _only_family(config: FinetuneConfig) -> Family:
@@ -263,40 +229,13 @@ def _scored(family: Family, config: FinetuneConfig) -> Source:
     return scored
 
 
-def _data(part: Part, config: FinetuneConfig, weights: Weights | None) -> RunData:
-    """Return what the encoder expects of its input: the checkpoint's record, or a new one from scratch.
-
-    Raises `ContractError` with a difference list where the shard sets do not hold what the weights expect.
-    """
-    data, sensor = run_data([part], config.data.normalise), part.family.contract.sensor
-    if not weights:
-        return data
-    expected = weights.state.data.of(sensor)
-    _require_fitting(expected, part.family.contract, config)
-    # the checkpoint's statistics, not these sets': the weights know only those
-    record = data.of(sensor).model_copy(update={"statistics": expected.statistics})
-    return data.model_copy(update={"sensors": {sensor: record}})
-
-
-def _require_fitting(expected: DataRecord, found: DataContract, config: FinetuneConfig) -> None:
-    keys = ["sensor", "scale", "nodata"]
-    # levels of one quantity differ in how it was made, not in what it is
-    if expected.contract.quantity != found.quantity:
-        keys.append("level")
-    problems = differences(
-        {k: getattr(expected.contract, k) for k in keys}, {k: getattr(found, k) for k in keys}
-    )
-    if problems:
-        raise ContractError(
-            f"the weights in {config.init} do not fit {config.data.names}: {'; '.join(problems)}."
-        )
-
-
 def finetune(config: FinetuneConfig, world: World) -> bool:
     """Run or resume a fine-tuning; True when it is complete, False when it was interrupted and saved."""
     world.connect(config.engine.timeout_s)
-    weights = Weights.of(config)
-    config = weights.decide(config) if weights else config
+    weights = Weights.of(config.init, config.handover) if config.init else None
+    if weights:
+        data, model = weights.decide(config.data)
+        config = config.model_copy(update={"data": data, "model": model})
     with runs.held(config, world):
         if runs.prepare(config, world):
             return train(Finetuning(config, world, weights))

@@ -14,6 +14,7 @@ from tests.training.processes import SMALL, run_cases
 from tests.training.test_architecture import S2_12, contracts
 from training import journal
 from training.architecture import ModelConfig
+from training.checkpoint import find, read_state, read_weights
 from training.handover import Handover, Origin, Tables, hand_over
 from training.model import SpatialSpectralMAE
 from training.tokens import Layout
@@ -212,3 +213,34 @@ def test_a_pretraining_goes_on_from_weights_of_another_size_when_asked(
     for name in ("same", "smaller"):
         first = journal.read(tmp_path / name)[0].metrics["loss"]
         assert first < (scratch[0].metrics["loss"] + scratch[-1].metrics["loss"]) / 2
+
+
+def test_a_fine_tuning_takes_smaller_images_and_fewer_bands_when_asked(
+    shards: Path, trained: Path, tmp_path: Path
+) -> None:
+    words = [
+        f"output={tmp_path}",
+        f"data.shards={shards}",
+        "batch.size=8",
+        "steps=1",
+        f"init={trained}/whole",
+    ]
+    other = [*words, "data.image_px=32", "data.bands=[B02,B03,B04]"]
+    outcomes = run_cases(
+        tmp_path,
+        [
+            ("finetune", [*other, "name=refused"]),
+            ("finetune", [*other, "name=adapted", "handover=interpolate"]),
+        ],
+    )
+    assert "data.image_px: 48 -> 32" in str(outcomes[0])
+    assert outcomes[1] is True
+    before, after = (read_weights(find(trained / "whole")), read_weights(find(tmp_path / "adapted")))
+    state = read_state(find(tmp_path / "adapted"))
+    record, known = state.data.of("sentinel2"), read_state(find(trained / "whole")).data.of("sentinel2")
+    assert (record.bands, record.image_px) == (("B02", "B03", "B04"), 32)
+    # the statistics the weights were trained with, by name
+    assert record.statistics == tuple(known.statistics[known.bands.index(b)] for b in record.bands)
+    moved = (after["encoder.norm.weight"] - before["encoder.norm.weight"]).abs().max()
+    assert moved < 0.01
+    assert after["encoder.positions.spatial.4.weight"].shape == (16, 96)
