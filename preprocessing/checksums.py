@@ -72,6 +72,7 @@ def check(data: bytes, stated: Checksum | None, where: str) -> None:
 def from_multihash(text: str) -> Checksum | None:
     """Read a sum with its kind and length before it, as STAC's `file:checksum` states it; None for unknown kinds."""
     for start, algorithm in MULTIHASHES.items():
+        # sums may begin with the digits of another kind, but are then of another length
         value = text.lower().removeprefix(start)
         if value != text.lower() and len(value) == 2 * ALGORITHMS[algorithm]().digest_size:
             return Checksum(algorithm, value)

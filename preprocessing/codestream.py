@@ -103,6 +103,7 @@ def _grouped(data: bytes) -> list[Alike]:
     boxes = layout.boxes()
     groups: dict[bytes, list[Box]] = defaultdict(list)
     for box, held in zip(boxes, _tile_bytes(data, at, len(boxes)), strict=True):
+        # all of the main header: quantisation and bit depths decide too
         meaning = hashlib.blake2b(data[start:at])
         meaning.update(repr((box.width, box.height, layout.divided(box))).encode())
         meaning.update(held)
@@ -129,6 +130,7 @@ def _codestream(data: bytes) -> int:
 def _main_header(data: bytes, at: int) -> tuple[Layout, int]:
     """Return what the main header says, and where the first tile begins."""
     found: dict[int, bytes] = {}
+    # behind the mark of the beginning, which has no length
     at += 2
     while (marker := _marker(data, at)) != _TILE:
         (length,) = struct.unpack_from(">H", data, at + 2)
@@ -154,6 +156,7 @@ def _marker(data: bytes, at: int) -> int:
 
 def _tile_bytes(data: bytes, at: int, count: int) -> Sequence[bytes]:
     """Return each tile's bytes, but for its number."""
+    # a tile may come in several parts, between those of others
     parts: list[list[bytes]] = [[] for _ in range(count)]
     for number, part in _tile_parts(data, at):
         parts[number].append(part)

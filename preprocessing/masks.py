@@ -85,6 +85,7 @@ def flag_table(mask: MaskSource, size: int) -> Flags:
 def _layered(mask: MaskSource, grid: Grid) -> Flags:
     flags = np.zeros(grid.shape_px, np.uint8)
     whole = Alike((Box(0, 0, grid.width_px, grid.height_px),), b"")
+    # window by window: eight layers of a whole tile of 10 m are a gigabyte
     with RowReader(mask.path, tuple(range(1, len(mask.layers) + 1))) as reader:
         # all layers in one read: a JPEG 2000 tile holds them all
         for tiles in codestream.alike(mask.path) or [whole]:

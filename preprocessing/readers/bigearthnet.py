@@ -114,6 +114,7 @@ def _source(product: Path, band: str, request: Request) -> BandSource:
 
 
 def _given(product: Path, request: Request) -> Given:
+    # the table decides where there is one: version 2 renamed classes
     beside = product / f"{product.name}_labels_metadata.json"
     if request.table is not None:
         said = TABLE.read(request.table).get(product.name, Entry())

@@ -54,6 +54,7 @@ def open_scene(product: Path, request: Request) -> Scene:
 
 
 def _source(product: Path, name: str, request: Request) -> BandSource:
+    # all bands were brought onto 10 m
     layer = LAYERS.index(request.sensor[name].name) + 1
     return BandSource(name, str(product), 1 / QUANTIFICATION, 0.0, layer=layer, gsd_m=10)
 

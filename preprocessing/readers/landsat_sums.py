@@ -31,6 +31,7 @@ def read(product: Path, members: Collection[str]) -> dict[str, Checksum]:
             found = dict(_of_list(read_member(product, name))) | found
         elif _ITEM.fullmatch(name):
             found |= _of_item(read_member(product, name), f"{product.name}/{name}")
+    # of what the product has: thumbnails are listed, and seldom fetched
     return {name: stated for name, stated in found.items() if name in members}
 
 

@@ -61,6 +61,7 @@ def open_scene(product: Path, request: Request) -> Scene:
 def open_pair(product: Path, request: Request) -> Scene:
     """Describe both dates of one city, with its change raster; raises `SceneError` for a missing band or date."""
     city = product.name
+    # train and test labels lie in folders of their own, beside the images
     rasters = sorted(product.parent.parent.glob(f"*/{glob.escape(city)}/cm/{glob.escape(city)}-cm.tif"))
     first, second = (_one_date(product / f"imgs_{number}", request) for number in "12")
     return replace(

@@ -68,6 +68,7 @@ def _scenes(product: Path) -> Iterator[Path]:
     except SceneError:
         # whoever opens it says so
         parts = []
+    # more than the folder: an empty one is what an unfinished copy leaves
     granules = sorted({part[1] for part in parts if part[0] == "GRANULE" and len(part) > 2})
     if len(granules) > 1:
         yield from (product / "GRANULE" / name for name in granules)

@@ -64,8 +64,10 @@ class QualityFiles:
     def of_band(self, band: str) -> tuple[MaskSource, ...]:
         """Return what a band says of itself; nothing where the product has none."""
         found = self._found(band)
+        # one file from baseline 04.00 on; archives that hold both were reprocessed
         if "QUALIT" in found:
             return (self._source(found["QUALIT"], layers=tuple(QUALITY_FLAGS.values())),)
+        # kinds that flag nothing would be drawn for nothing, over whole detectors
         flags = {kind: flag for kind, flag in POLYGON_FLAGS.items() if flag}
         return tuple(self._source(found[kind], polygons=flags) for kind in _POLYGONS if kind in found)
 
@@ -101,6 +103,7 @@ def of_bands(
 
     Raises `SceneError` naming the first band without where all are required; `where` is the product.
     """
+    # before anything is looked for: a broken mask must not hinder who wants none
     if wanted == "off":
         return ()
     found = {band: files.of_band(band) for band in bands}

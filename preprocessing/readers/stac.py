@@ -31,9 +31,11 @@ def find(root: Path, request: Request) -> Sequence[Path]:
 def _is_of(item: Item, request: Request) -> bool:
     """Say whether an Item may be of a sensor: an archive of several gives each its own."""
     satellite = _platform(item)
+    # landsat-8, LANDSAT_8, Landsat 8
     digit = re.fullmatch(r"landsat\D*([4-9])", satellite)
     if digit:
         return digit[1] in landsat.SATELLITES.get(request.sensor.name, "")
+    # an Item need not name its platform: then its assets decide
     return request.sensor.name == "sentinel2" if satellite.startswith("sentinel-2") else True
 
 
@@ -65,6 +67,7 @@ def open_scene(product: Path, request: Request) -> Scene:
 
 def _acquired(item: Item) -> str:
     properties: Item = item.get("properties", {})
+    # null where the Item states a span of time instead
     return str(properties.get("datetime") or properties.get("start_datetime") or "")
 
 

@@ -61,6 +61,7 @@ def stated_sum(asset: Item, path: str) -> Checksum | None:
 
 def stated_grid(place: Path, properties: Item, asset: Item) -> StatedGrid | None:
     """Return the grid that the projection extension states, as far as it does; an asset's own word counts."""
+    # bands of several pixel sizes state what they do not share themselves
     said = dict(properties) | dict(asset)
     transform, shape = said.get("proj:transform") or (), said.get("proj:shape") or ()
     try:

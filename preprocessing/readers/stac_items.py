@@ -42,6 +42,7 @@ def find(root: Path, fits: Callable[[Item], bool]) -> Sequence[Path]:
 
 def open_item(place: Path) -> tuple[Item, Path]:
     """Return an Item and the file it stands in; raises `SceneError` where it is not there or cannot be read."""
+    # an Item of a collection has no file of its own
     file = place if place.is_file() else place.parent
     for known, item in _items(file):
         if known == place and item is not None:
@@ -75,6 +76,7 @@ def _items(path: Path) -> list[tuple[Path, Item | None]]:
         return []
     # plain GeoJSON is no STAC
     found = [f for f in features if isinstance(f, dict) and "assets" in f]
+    # a slash would be a folder, and two Items of one name one scene
     names = [re.sub(r"[/\0]", "-", str(item.get("id", number))) for number, item in enumerate(found)]
     unique = [name if names.count(name) == 1 else f"{name}-{n}" for n, name in enumerate(names)]
     return [(path / name, item) for name, item in zip(unique, found, strict=True)]

@@ -45,6 +45,7 @@ class Table:
 
         Raises `MissingInputError` where there is none, and `ConfigError` for one of another kind.
         """
+        # as the record of the split lists them, so that what is read is what is recorded
         found = splits.tables(path)
         if not found:
             raise MissingInputError(
@@ -63,6 +64,7 @@ def csv_rows(path: Path, table: Table) -> Iterator[Row]:
     """Yield the rows of a csv file with a line of names."""
     with path.open(encoding="utf-8", newline="") as stream:
         rows = csv.DictReader(stream)
+        # before the first row: an empty list of another kind is a fault too
         _check(path, rows.fieldnames or (), table)
         yield from rows
 
@@ -79,6 +81,7 @@ def parquet_rows(path: Path, table: Table) -> Iterator[Row]:
             f"{path} (labels.table) is no parquet file ({error}). Fetch it again, {table.lists_from}."
         ) from error
     _check(path, columns, table)
+    # by columns first: of half a million rows only three are kept
     for values in zip(*(columns[name] for name in table.columns), strict=True):
         yield dict(zip(table.columns, values, strict=True))
 

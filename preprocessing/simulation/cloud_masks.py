@@ -28,6 +28,7 @@ def write_cloud_mask(folder: Path, view: View, has_layers: bool, place: Place = 
     opaque = np.isin(classes, (CLASS_CLOUD_MEDIUM, CLASS_CLOUD_HIGH))
     cirrus = classes == CLASS_CIRRUS
     folder.mkdir(parents=True, exist_ok=True)
+    # real masks are at 60 m in either form
     if has_layers:
         path = folder / "MSK_CLASSI_B00.jp2"
         # the third layer is snow, of which the simulated ground has none

@@ -16,6 +16,7 @@ def write_item(product: Path, level: str, time: str) -> Path:
     """Write the Item of all other files of a product's folder; returns its path."""
     # Level 2 has an Item of reflectance and one of temperature, which is not simulated
     kind = "SR_stac" if level.startswith("L2") else "stac"
+    # sorted, so that equal products have equal bytes
     files = sorted(path for path in product.iterdir() if path.is_file())
     item = {
         "type": "Feature",

@@ -37,9 +37,11 @@ def write_old_safe(
         stamp = tiles[0].name.split("_")[2]
         tail = f"PDMC_{stamp}_R022_V{stamp}_{stamp}"
         product = folder / f"S2A_OPER_PRD_MSIL1C_{tail}.SAFE"
+        # metadata of the product is the same for all of its tiles
         for tile in tiles:
             _move_granule(tile, product, stamp)
         shutil.move(tiles[0] / "MTD_MSIL1C.xml", product / f"S2A_OPER_MTD_SAFL1C_{tail}.xml")
+    # last: it holds the checksums of all others, under their new names
     (product / "manifest.safe").write_text(manifest_xml(product), encoding="utf-8")
     return product
 

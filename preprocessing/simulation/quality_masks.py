@@ -41,11 +41,13 @@ Marks = Mapping[str, NDArray[np.bool_]]
 def marks(band: Band, side_px: int, has_flaws: bool) -> dict[str, NDArray[np.bool_]]:
     """Return what a band of `side_px` pixels is marked with; flaws are in the four bands B04, B8A, B11 and B01."""
     found: dict[str, NDArray[np.bool_]] = {}
+    # as in most real products; readers must not take it for a loss
     if band.name in ("B11", "B12"):
         found["QT_PARTIALLY_CORRECTED_PIXELS"] = _part(side_px, slice(None), slice(0, side_px // 2))
     flaw = FLAWS.get(band.name) if has_flaws else None
     if flaw:
         place = slice(side_px // 2, side_px // 2 + 2)
+        # packets hold lines, detectors make columns
         across = flaw == "MSI_LOST"
         found[flaw] = _part(side_px, *((place, slice(None)) if across else (slice(None), place)))
     return found
@@ -69,6 +71,7 @@ def _part(side_px: int, rows: slice, columns: slice) -> NDArray[np.bool_]:
 def write_layers(folder: Path, band: Band, side_px: int, marked: Marks, place: Place) -> None:
     """Write MSK_QUALIT of a band of `side_px` pixels into `folder`."""
     gsd_m = round(band.gsd_m)
+    # all eight, empty ones too: readers tell them by their number
     layers = np.zeros((len(LAYERS), side_px, side_px), np.uint8)
     for kind, mask in marked.items():
         layers[LAYERS.index(kind)] = mask
