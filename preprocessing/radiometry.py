@@ -121,6 +121,7 @@ class DateReader:
             path: RowReader(path, tuple(b.layer for b in bands), bands[0].nodata_dn or 0, bands[0].checksum)
             for path, bands in of_file.items()
         }
+        self._last = {band.path: band for band in layout.scene.bands}
         self._layers = {path: [b.layer for b in bands] for path, bands in of_file.items()}
         self._ways = {
             grid: resampling.between(grid, layout.target, "bilinear" if how == resampling.NEAREST else how)
@@ -150,6 +151,9 @@ class DateReader:
                 yield _resampled(band, numbers, way, low, rows)
             else:
                 yield _exact(band, way.nearest(numbers, low, rows) if way else numbers)
+            # on the scene's own grid nothing is needed twice, and a strip of every band is a lot
+            if not way and band is self._last[band.path]:
+                self._files[band.path].release(rows.stop)
 
 
 def band_images(layout: Layout, how: str) -> Iterator[BandImage]:

@@ -84,6 +84,12 @@ class RowReader:
             self._start()
             return self._read_part(box)
 
+    def release(self, low: int) -> None:
+        """Let go of the rows before `low`, where nobody will ask for them."""
+        end = self._top + self._held.shape[1]
+        # a copy: a view would keep all of them
+        self._held, self._top = self._held[:, low - self._top :].copy(), min(low, end)
+
     @contextmanager
     def _decoding(self) -> Iterator[None]:
         try:

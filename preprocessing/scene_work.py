@@ -123,23 +123,29 @@ def _make(job: SceneJob, source: Source) -> Spool:
     cutting = Cutting(job.config, source.header, job.scene.given, job.taken)
     samples = SpoolWriter(job.folder, job.scene.id)
     cutter = Cutter(cutting, samples)
-    shape_px, padded_px = source.header.grid.shape_px, cutting.padded_px
-    cells = CellSums(job.config, padded_px)
-    seen = PixelCounts(len(source.header.bands), shape_px[0])
+    cells = CellSums(job.config, cutting.padded_px)
+    seen = _pass(source, cutting, cutter, cells)
+    if source.writer:
+        source.writer.write_cells(cells.statistics)
+        source.writer.finish(job.store, _digests(job))
+    return _finish(job, source, (cutter, seen), samples)
+
+
+def _pass(source: Source, cutting: Cutting, cutter: Cutter, cells: CellSums) -> PixelCounts:
+    """Bring strip after strip into memory, and give it to all who want it."""
+    height, padded = source.header.grid.height_px, cutting.padded_px[0]
+    seen = PixelCounts(len(source.header.bands), height)
     window = _window(source, cutting)
-    for rows in resampling.strips(shape_px[0], strips.STRIP_PX):
+    for rows in resampling.strips(height, strips.STRIP_PX):
         strip = window.advance(_needed(cutter, cells, rows.start), rows)
         source.rows.fill(strip)
         _store(source, strip)
         seen.add(window, rows)
         # below the last row lies what tiles over the edge need
-        end_px = padded_px[0] if rows.stop == shape_px[0] else rows.stop
+        end_px = padded if rows.stop == height else rows.stop
         cells.grow(window, end_px)
         cutter.cut(window, cells.statistics, end_px)
-    if source.writer:
-        source.writer.write_cells(cells.statistics)
-        source.writer.finish(job.store, _digests(job))
-    return _finish(job, source, (cutter, seen), samples)
+    return seen
 
 
 def _window(source: Source, cutting: Cutting) -> Window:

@@ -76,3 +76,14 @@ def test_a_missing_layer_is_named(raster):
 def test_one_layer_whole_and_several(raster):
     np.testing.assert_array_equal(rows.read_numbers(raster, 0, 2), NUMBERS[1])
     np.testing.assert_array_equal(rows.read_numbers(raster, 0, (1, 2)), NUMBERS[:2])
+
+
+def test_rows_that_are_let_go_are_not_held_and_what_follows_is_read_on(raster, windows):
+    with RowReader(raster, (1,)) as reader:
+        reader.take(0, 70)
+        reader.release(70)
+        assert reader._held.shape[1] == 128 - 70
+        assert reader._held.base is None
+        reader.release(128)
+        np.testing.assert_array_equal(reader.take(128, 140)[0], NUMBERS[0, 128:140])
+    assert windows == [(0, 128), (128, 192)]
