@@ -35,6 +35,8 @@ class Layout:
     """Centre wavelength and width of each channel; positions by wavelength need them."""
 
     def __post_init__(self) -> None:
+        if self.shared and not self.equal:
+            raise ConfigError("groups that share a projection must be equal: list them in model.groups.")
         if self.image_px % self.patch_px:
             raise ConfigError(
                 f"patches of {self.patch_px} px do not divide {self.image_px} px:"

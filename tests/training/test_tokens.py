@@ -9,7 +9,7 @@ import torch
 from pipeline.contract import BandStatistics, normalisation
 from pipeline.errors import ConfigError
 from pipeline.sample import NODATA
-from training.tokens import Layout, Normaliser, gather, to_cubes, to_image
+from training.tokens import Layout, Normaliser, gather, real_voxels, to_cubes, to_image
 
 
 @pytest.mark.parametrize(("image_px", "tokens"), [(96, 576), (128, 1024)])
@@ -36,6 +36,32 @@ def test_images_survive_the_way_through_cubes(
     layout = Layout.even(channels, image_px, patch_px, depth)
     image = torch.randn(2, channels, image_px, image_px)
     assert torch.equal(to_image(to_cubes(image, layout), layout), image)
+
+
+UNEQUAL = Layout(((4, 0, 2), (1, 3)), 16, shared=False)
+
+
+def test_unequal_groups_survive_the_way_through_cubes_and_are_filled_up_with_zeros() -> None:
+    image = torch.rand(2, 5, 16, 16) + 1
+    cubes = to_cubes(image, UNEQUAL)
+    assert cubes.shape == (2, 8, 192)
+    assert torch.equal(to_image(cubes, UNEQUAL), image)
+    # place 1 of group 0 holds bands 4, 0, 2; of group 1 bands 1, 3 and nothing
+    assert torch.equal(cubes[0, 1].view(3, 8, 8), image[0, [4, 0, 2], 0:8, 8:16])
+    assert torch.equal(cubes[0, 5, :128].view(2, 8, 8), image[0, [1, 3], 0:8, 8:16])
+    assert not cubes[:, 4:, 128:].any()
+
+
+def test_only_real_voxels_are_counted() -> None:
+    real = real_voxels(torch.tensor([[0, 3, 4, 7]]), UNEQUAL)
+    assert real is not None
+    assert real.sum(-1).tolist() == [[192, 192, 128, 128]]
+    assert real_voxels(torch.tensor([[0]]), Layout.even(6, 16)) is None
+
+
+def test_groups_of_unequal_size_cannot_share_a_projection() -> None:
+    with pytest.raises(ConfigError, match="equal"):
+        Layout(((0, 1), (2,)), 16)
 
 
 def test_a_band_count_that_does_not_divide_names_what_does() -> None:
