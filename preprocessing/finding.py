@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -19,6 +20,13 @@ from preprocessing.scenes import Scene
 from preprocessing.selection import Ring
 from preprocessing.settings import ShardConfig
 
+FEW = 300
+"""Up to so many scenes a plan opens all."""
+SAMPLE = 50
+"""Of more it opens so many of each family."""
+OPENERS = 8
+"""Files that are opened at a time."""
+
 
 @dataclass(frozen=True)
 class Found:
@@ -32,9 +40,11 @@ class Found:
     groups: tuple[tuple[str, ...], ...] = ()
     """Scenes of one acquisition over one tile, the preferred one first."""
     places: dict[str, Place] = field(default_factory=dict)
-    """Scene -> where and when, where its file can be opened."""
+    """Scene -> where and when, where its file was opened: of all scenes, or of a sample of each family."""
+    is_sampled: bool = False
+    """Whether only a sample was opened."""
     sources: dict[str, str] = field(default_factory=dict)
-    """Every product with a digest that changes when it does; one that cannot be opened has its reason."""
+    """Every product with a digest that changes when it does; one that cannot be opened has its reason. Empty in a plan."""
 
     @property
     def total(self) -> int:
@@ -46,8 +56,11 @@ class Found:
         return dict(sorted(Counter(self.unselected.values()).items()))
 
 
-def find_scenes(request: ShardConfig) -> Found:
-    """Open the metadata of every product below `scenes`; no pixel is read, but the corners of two-fold scenes."""
+def find_scenes(request: ShardConfig, planning: bool = False) -> Found:
+    """Open the metadata of every product below `scenes`; no pixel is read, but the corners of two-fold scenes.
+
+    planning: nothing is made of them, so of many scenes only some need their files opened.
+    """
     asked = Request(
         request.instrument,
         request.bands,
@@ -75,12 +88,34 @@ def find_scenes(request: ShardConfig) -> Found:
             unselected[str(product)] = reason
         else:
             scenes[scene.id] = scene
-    places = dict(_places(request, scenes.values()))
-    for name, place in places.items():
+    to_open = scenes_to_open(request, list(scenes.values()), planning)
+    places = dict(_places(request, to_open))
+    for name, place in places.items() if request.select.area else ():
         if selection.outside(request.select, corners(place.grid)):
             unselected[str(scenes.pop(name).location)] = "outside the area"
     check_levels(scenes.values())
-    return _settle(request, Found((), tuple(rejections), unselected, places=places), scenes)
+    found = Found((), tuple(rejections), unselected, places=places, is_sampled=len(to_open) < len(scenes))
+    jobs = [SceneJob(scenes[name], request) for name in sorted(scenes)]
+    # a plan compares with nothing; every digest looks at all files of its scene
+    sources = {} if planning else _sources(jobs, rejections)
+    return _settle(request, replace(found, sources=sources), jobs)
+
+
+def scenes_to_open(request: ShardConfig, scenes: Sequence[Scene], planning: bool) -> Sequence[Scene]:
+    """Return the scenes whose grid has to be known: all where ground decides, else a sample of each family."""
+    by_ground = request.select.area is not None or (request.duplicates == "drop" and not planning)
+    if by_ground or len(scenes) <= FEW:
+        return scenes
+    families: dict[tuple[str, str], list[Scene]] = defaultdict(list)
+    for scene in scenes:
+        families[family(scene)].append(scene)
+    # evenly spread, as patches of one region stand together
+    return [one for members in families.values() for one in members[:: -(-len(members) // SAMPLE)]]
+
+
+def family(scene: Scene) -> tuple[str, str]:
+    """Return what scenes have in common whose grids are alike."""
+    return scene.reader, scene.level
 
 
 def _renamed(scene: Scene, known: dict[str, Scene], request: ShardConfig) -> Scene:
@@ -99,12 +134,19 @@ def _renamed(scene: Scene, known: dict[str, Scene], request: ShardConfig) -> Sce
 
 def _places(request: ShardConfig, scenes: Collection[Scene]) -> Iterator[tuple[str, Place]]:
     """Yield the place of every scene that is compared, selected by ground or planned for."""
-    for scene in scenes:
+
+    def grid(scene: Scene) -> Grid | None:
         try:
-            yield scene.id, Place.of(scene, target_grid(request, scene))
+            return target_grid(request, scene)
         # the work on the scene meets the same file, and tells
         except SceneError:
-            continue
+            return None
+
+    # opening waits for the disk, which can look for several files at once
+    with ThreadPoolExecutor(OPENERS) as pool:
+        for scene, found in zip(scenes, pool.map(grid, scenes), strict=True):
+            if found:
+                yield scene.id, Place.of(scene, found)
 
 
 def target_grid(request: ShardConfig, scene: Scene) -> Grid:
@@ -123,11 +165,13 @@ def corners(grid: Grid) -> Ring:
     return np.stack([lon, lat], -1)
 
 
-def _settle(request: ShardConfig, found: Found, scenes: dict[str, Scene]) -> Found:
-    """Leave out what an earlier run rejected and nobody changed; group what shows one acquisition."""
-    jobs = [SceneJob(scenes[name], request) for name in sorted(scenes)]
+def _sources(jobs: Sequence[SceneJob], rejections: Sequence[Rejection]) -> dict[str, str]:
     digests = {job.scene.id: job.source_digest for job in jobs}
-    sources = digests | {r.product: settings.digest(r.reason) for r in found.rejections}
+    return digests | {r.product: settings.digest(r.reason) for r in rejections}
+
+
+def _settle(request: ShardConfig, found: Found, jobs: Sequence[SceneJob]) -> Found:
+    """Leave out what an earlier run rejected and nobody changed; group what shows one acquisition."""
     earlier = {r.product: r for r in quality.read_rejected(request.output)}
     still = [
         known
@@ -137,12 +181,12 @@ def _settle(request: ShardConfig, found: Found, scenes: dict[str, Scene]) -> Fou
     out = {r.product for r in still}
     kept = tuple(job for job in jobs if str(job.scene.location) not in out)
     groups: tuple[tuple[str, ...], ...] = ()
-    if request.duplicates == "drop":
+    if request.duplicates == "drop" and not found.is_sampled:
         # a scene whose file cannot be opened has no place; the work on it will say so
         placed = [found.places[j.scene.id] for j in kept if j.scene.id in found.places]
         near = [p for p in placed if p.grid.is_placed]
         groups = tuple(tuple(p.scene.id for p in group) for group in duplicates.acquisitions(near))
-    return replace(found, jobs=kept, rejections=(*found.rejections, *still), groups=groups, sources=sources)
+    return replace(found, jobs=kept, rejections=(*found.rejections, *still), groups=groups)
 
 
 def check_levels(scenes: Collection[Scene]) -> None:

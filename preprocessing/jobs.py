@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,7 @@ class SceneJob:
             # which split it goes to changes no pixel
             given=replace(scene.given, split=""),
         )
-        return digest([asdict(said), [_size_and_time(locations.file_on_disk(f)) for f in files]])
+        return digest([said, [_size_and_time(locations.file_on_disk(f)) for f in files]])
 
     def pixel_digest(self) -> str:
         """Identify everything that decides the stored pixels."""
@@ -73,7 +73,9 @@ class SceneJob:
         return digest(
             [
                 self.pixel_digest(),
-                self.config.model_dump(mode="json", include={"cell_px", "indices", "clear_excludes"}),
+                self.config.model_dump(mode="json", include={"cell_px", "clear_excludes"}),
+                # by their formulas: another release of spyndex may mean something else by a name
+                [(name, self.config.index(name).text) for name in self.config.indices],
             ]
         )
 

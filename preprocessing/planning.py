@@ -1,22 +1,25 @@
 """What a run would cost, before it starts: tiles, bytes, time, memory, and whether the disk can hold it.
 
 Estimates are upper bounds for tiles (clouds and edges take some away) and take the compression and speed that real
-products had; a run that cannot fit is refused with the numbers.
+products had; a run that cannot fit is refused with the numbers. Of many products only a sample's files are opened: the
+plan of an archive of patches takes seconds, and says what of it is estimated.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline import console
 from pipeline.errors import OutputError
-from preprocessing import archive, assembly
+from preprocessing import archive, assembly, cutting, finding
 from preprocessing.finding import Found
 from preprocessing.grids import Grid
+from preprocessing.jobs import SceneJob
 from preprocessing.settings import ShardConfig
 
 ARCHIVE_RATIO = 1.6
@@ -35,6 +38,8 @@ BASE_BYTES = 400e6
 """A worker with its libraries, before it holds any pixel."""
 PIXEL_BYTES = 13
 """A worker holds for each pixel of a scene's grid at its peak."""
+LISTED = 100
+"""Scenes, rejections and groups that a plan lists; the others are counted."""
 ROOM = 1.05
 """Space beyond the estimate that has to be free."""
 
@@ -53,59 +58,84 @@ class Estimate:
     needed_bytes: float
     """Disk at the peak, less what lies there already."""
     free_bytes: float
+    opened: int
+    """Scenes whose grid was read; of the others those of their family stand for theirs."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one scene would make and need."""
+
+    tiles: int
+    pixels: int
+    seconds: float
 
 
 def estimate(request: ShardConfig, found: Found) -> Estimate:
-    """Estimate a run over the scenes whose grid is known."""
-    # duplicates give little ground of their own: none is the fair estimate
-    second = {name for group in found.groups for name in group[1:]}
-    grids = [found.places[j.scene.id].grid for j in found.jobs if j.scene.id in found.places]
-    firsts = [
-        found.places[j.scene.id].grid
-        for j in found.jobs
-        if j.scene.id in found.places and j.scene.id not in second
-    ]
-    tiles = sum(tiles_of(request, grid) for grid in firsts)
-    pixels = [grid.width_px * grid.height_px for grid in grids]
-    stored = [n * (2 * len(request.bands) + 1) / ARCHIVE_RATIO for n in pixels]
+    """Estimate a run from the scenes whose grid is known."""
+    costs = dict(_known(request, found))
+    sizes, weights = _families(found, costs)
+    tiles, pixels, seconds = (
+        sum(weights[name] * getattr(cost, part) for name, cost in costs.items())
+        for part in ("tiles", "pixels", "seconds")
+    )
     shard_bytes = tiles * assembly.sample_bytes(request) / SAMPLE_RATIOS[request.codec]
     at_once = max(request.workers, 1)
     # without the archive only the scenes in work lie on disk
-    archive_bytes = sum(stored) if request.keep_zarr else sum(sorted(stored)[-at_once:])
+    in_archive = pixels if request.keep_zarr else sum(sorted(sizes)[-at_once:])
+    archive_bytes = in_archive * (2 * len(request.bands) + 1) / ARCHIVE_RATIO
     # twice: samples lie in the spool until they are packed
     needed = archive_bytes + 2 * shard_bytes - size_of(request.output)
     return Estimate(
-        tiles=tiles,
+        tiles=round(tiles),
         archive_bytes=archive_bytes,
         shard_bytes=shard_bytes,
-        seconds=START_S + sum(_seconds(request, found)) / at_once,
-        worker_bytes=BASE_BYTES + PIXEL_BYTES * max(pixels, default=0),
+        seconds=START_S + seconds / at_once,
+        worker_bytes=BASE_BYTES + PIXEL_BYTES * max(sizes, default=0),
         needed_bytes=max(needed, 0),
         free_bytes=shutil.disk_usage(existing(request.output)).free,
+        opened=len(costs),
     )
+
+
+def _known(request: ShardConfig, found: Found) -> Iterator[tuple[str, Cost]]:
+    """Yield what every scene costs whose grid is known."""
+    # duplicates give little ground of their own: none is the fair estimate
+    second = {name for group in found.groups for name in group[1:]}
+    for job in found.jobs:
+        if place := found.places.get(job.scene.id):
+            grid = place.grid
+            tiles = 0 if job.scene.id in second else tiles_of(request, grid)
+            yield job.scene.id, Cost(tiles, grid.width_px * grid.height_px, _seconds(request, job, grid))
+
+
+def _families(found: Found, costs: Mapping[str, Cost]) -> tuple[list[int], dict[str, float]]:
+    """Return the pixels of known scenes, and how many scenes each of them stands for."""
+    known = [job.scene for job in found.jobs if job.scene.id in costs]
+    # where all were to be opened, one that could not be will be rejected
+    of_all = Counter(finding.family(job.scene) for job in found.jobs) if found.is_sampled else Counter()
+    opened = Counter(map(finding.family, known))
+    each = {key: (of_all[key] or n) / n for key, n in opened.items()}
+    return [cost.pixels for cost in costs.values()], {s.id: each[finding.family(s)] for s in known}
 
 
 def tiles_of(request: ShardConfig, grid: Grid) -> int:
     """Return how many tiles fit on a grid."""
-    sides = (grid.height_px, grid.width_px)
-    rows, columns = (max((side - request.tile_px) // request.step_px + 1, 0) for side in sides)
-    return rows * columns
+    rule = cutting.tile_rule(request)
+    return len(rule.starts(grid.height_px)) * len(rule.starts(grid.width_px))
 
 
-def _seconds(request: ShardConfig, found: Found) -> Iterator[float]:
-    """Yield the seconds of work on every scene on one core."""
-    bands = request.instrument.select(request.bands)
-    for job in found.jobs:
-        place = found.places.get(job.scene.id)
-        if place is None:
-            continue
-        yield SCENE_S
-        ground_m2 = place.grid.width_px * place.grid.height_px * place.grid.pixel_m[0] * place.grid.pixel_m[1]
-        for source, band in zip(job.scene.bands, bands, strict=True):
-            # products that hold a band in several sizes are read in the size that is needed
-            own = ground_m2 / max(band.gsd_m, place.grid.pixel_m[0]) ** 2
-            rate = DECODE.get(Path(source.path).suffix.lower(), DECODE_OTHERS)
-            yield own / rate + place.grid.width_px * place.grid.height_px / WORK
+def _seconds(request: ShardConfig, job: SceneJob, grid: Grid) -> float:
+    """Return the seconds of work on a scene on one core."""
+    pixels = grid.width_px * grid.height_px
+    ground_m2 = pixels * grid.pixel_m[0] * grid.pixel_m[1]
+    seconds = SCENE_S
+    for source, band in zip(job.scene.bands, request.instrument.select(request.bands), strict=True):
+        # products that hold a band in several sizes are read in the size that is needed
+        own = ground_m2 / max(band.gsd_m, grid.pixel_m[0]) ** 2
+        rate = DECODE.get(Path(source.path).suffix.lower(), DECODE_OTHERS)
+        seconds += own / rate + pixels / WORK
+    return seconds
 
 
 def existing(folder: Path) -> Path:
@@ -141,7 +171,7 @@ def gigabytes(size: float) -> str:
     return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
 
 
-def describe(request: ShardConfig, found: Found) -> str:
+def describe(request: ShardConfig, found: Found, plan: Estimate) -> str:
     """Say what a run would use, leave out, make and need."""
     rows = [
         [
@@ -151,15 +181,34 @@ def describe(request: ShardConfig, found: Found) -> str:
             _cloud(j.scene.cloud_share),
             "; ".join(j.scene.notes),
         ]
-        for j in found.jobs
+        for j in found.jobs[:LISTED]
     ]
     lines = [console.table(["scene", "level", "acquired", "cloud", "notes"], rows)] if rows else []
-    lines += [f"rejected: {r.product}: {r.reason}" for r in found.rejections]
+    lines += _more(len(found.jobs), "scenes")
+    lines += [f"rejected: {r.product}: {r.reason}" for r in found.rejections[:LISTED]]
+    lines += _more(len(found.rejections), "rejected products")
     lines += [f"not selected: {n} {reason}" for reason, n in found.why_unselected().items()]
-    lines += [f"one acquisition: {', '.join(group)}; the first leads" for group in found.groups]
-    lines += ["", console.table(["estimate", ""], costs(request, estimate(request, found)))]
+    lines += [f"one acquisition: {', '.join(group)}; the first leads" for group in found.groups[:LISTED]]
+    lines += _more(len(found.groups), "acquisitions with several products")
+    lines += ["", console.table(["estimate", ""], costs(request, plan)), _basis(request, found, plan)]
     lines.append(f"{len(found.jobs)} scenes of {request.instrument.title} would go to {request.output}.")
     return "\n".join(lines)
+
+
+def _more(number: int, what: str) -> list[str]:
+    return [f"and {number - LISTED} more {what}"] if number > LISTED else []
+
+
+def _basis(request: ShardConfig, found: Found, plan: Estimate) -> str:
+    """Say what of a plan is exact and what is estimated."""
+    others = "bytes, time and memory are those that like products had"
+    if not found.is_sampled:
+        return f"Scenes are counted, and tiles on the grid of each; {others}."
+    apart = "; no products of one acquisition were looked for" if request.duplicates == "drop" else ""
+    return (
+        f"Scenes are counted; tiles are estimated from the grids of {plan.opened} of {len(found.jobs)} scenes{apart};"
+        f" {others}."
+    )
 
 
 def _cloud(share: float | None) -> str:

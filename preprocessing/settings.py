@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -259,8 +260,13 @@ class ShardConfig(Config):
 
 
 def digest(tree: Any) -> str:
-    """Return a short identifier of a JSON tree's content."""
-    return hashlib.sha256(json.dumps(tree, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    """Return a short identifier of a tree's content: of JSON, dataclasses and what says all as text."""
+    return hashlib.sha256(json.dumps(tree, sort_keys=True, default=_as_json).encode()).hexdigest()[:16]
+
+
+def _as_json(value: Any) -> Any:
+    # `asdict` would copy every number on the way: seconds in an archive of patches
+    return {f.name: getattr(value, f.name) for f in fields(value)} if is_dataclass(value) else str(value)
 
 
 def comparable(config: ShardConfig) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def main(argv: Sequence[str]) -> int:
         finished.clean(request)
         return EXIT_DONE
     # before the lock: a dry run, and a wrong path, must not touch the output
-    found = find_scenes(request)
+    found = find_scenes(request, planning=arguments.dry_run and not arguments.grow)
     earlier: tuple[Earlier, ...] = ()
     if arguments.grow:
         request, found, earlier = growth.beside(request, found)
@@ -158,8 +158,9 @@ def check_listed(request: ShardConfig, jobs: Collection[SceneJob]) -> None:
 def show_plan(request: ShardConfig, found: Found) -> None:
     """Tell what a run would do: all settings, as a configuration file has them, the scenes and what they cost."""
     console.say(config.dump(request))
-    console.say(planning.describe(request, found))
-    planning.check_space(planning.estimate(request, found), request.output)
+    plan = planning.estimate(request, found)
+    console.say(planning.describe(request, found, plan))
+    planning.check_space(plan, request.output)
 
 
 def shard(

@@ -1,5 +1,6 @@
 import csv
 import json
+import re
 import shutil
 
 import pytest
@@ -9,6 +10,7 @@ from pipeline import manifest as manifests
 from pipeline.errors import OutputError
 from preprocessing import finding, planning, quality, shard
 from preprocessing.settings import ShardConfig
+from tests.preprocessing.patches import write_bigearthnet_patch
 
 
 def request(words: list[str], *more: str) -> ShardConfig:
@@ -69,6 +71,58 @@ def test_the_dry_run_tells_scenes_costs_and_rejections(products, shard_words, tm
     ):
         assert part in told
     assert not (tmp_path / "set").exists()
+
+
+@pytest.fixture
+def patches(tmp_path):
+    """Many patches of one content, of which the last has lost a band; the words that shard them."""
+    base, folder = "S2A_MSIL2A_20170617T113321_0_0", tmp_path / "archive"
+    first = write_bigearthnet_patch(folder, base, ["Pastures"])
+    for number in range(1, finding.FEW + 50):
+        name = f"S2A_MSIL2A_20170617T113321_{number // 90}_{number % 90 + 1}"
+        (folder / name).mkdir()
+        for path in first.iterdir():
+            (folder / name / path.name.replace(base, name)).hardlink_to(path)
+    next((folder / name).glob("*_B11.tif")).unlink()
+    words = [str(configs.ROOT / "configs/shard/bigearthnet.yaml"), f"scenes={folder}", "split.by=scene"]
+    return [*words, f"output={tmp_path / 'set'}"]
+
+
+def test_of_many_products_a_plan_opens_a_sample_and_says_what_is_estimated(patches, capsys):
+    assert shard.main([*patches, "duplicates=drop", "--dry-run"]) == 0
+    told = capsys.readouterr().out
+    scenes = finding.FEW + 49
+    for part in (
+        f"and {scenes - planning.LISTED} more scenes",
+        f"tiles, at most    {scenes}\n",
+        f"tiles are estimated from the grids of 50 of {scenes} scenes; no products of one acquisition were looked for",
+    ):
+        assert part in told
+    assert re.search("rejected: .*B11", told)
+    # the run looks at all, and finds that these are one acquisition
+    whole = request([*patches, "duplicates=drop"])
+    found = finding.find_scenes(whole)
+    assert (found.is_sampled, len(found.places), len(found.jobs)) == (False, scenes, scenes)
+    exact = planning.estimate(whole, found)
+    assert (exact.tiles, exact.opened) == (1, scenes)
+    assert "tiles on the grid of each" in planning.describe(whole, found, exact)
+    # where no ground is compared a run needs no more than its plan
+    keeping = request(patches)
+    assert finding.find_scenes(keeping).is_sampled
+    planned = planning.estimate(keeping, finding.find_scenes(keeping))
+    assert (planned.tiles, planned.opened) == (scenes, 50)
+    assert planned.shard_bytes == pytest.approx(scenes * exact.shard_bytes)
+    assert planned.seconds == pytest.approx(exact.seconds)
+    assert planned.worker_bytes == exact.worker_bytes
+
+
+def test_tiles_of_a_plan_follow_the_edge_rule(shard_words, tmp_path):
+    counts = {}
+    for edge in ("drop", "shift", "pad"):
+        asked = request(shard_words, f"output={tmp_path}", "tile_px=56", f"edge={edge}")
+        counts[edge] = planning.estimate(asked, finding.find_scenes(asked)).tiles
+    # a scene of 384 px holds six tiles of 56 px a side, and a rest of 48 px
+    assert counts == {"drop": 36, "shift": 49, "pad": 49}
 
 
 def test_rejected_lines_that_are_removed_are_tried_again_and_added_ones_left_out(products, tmp_path, capsys):
