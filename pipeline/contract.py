@@ -49,8 +49,8 @@ class BandStatistics(Config):
     high: float
     """99.5 % quantile."""
     winsorised: tuple[float, float] | None = None
-    """The 0.1 and 99.9 % quantiles: values beyond count as these in mean and std (`pipeline.histogram`). None in sets of
-    format 1, whose mean and std are of all values as they are, and where there are no pixels."""
+    """The 0.1 and 99.9 % quantiles: values beyond count as these in mean and std (`pipeline.histogram`). None in sets
+    of format 1, whose mean and std are of all values as they are, and where there are no pixels."""
 
 
 class DataContract(Config):

@@ -156,6 +156,7 @@ class _Renamed(ast.NodeTransformer):
         self._names = names
 
     def visit_Name(self, node: ast.Name) -> ast.expr:
+        """Replace a band's name; helpers keep theirs."""
         return ast.Name(f"b{self._names.index(node.id)}") if node.id in self._names else node
 
 
@@ -166,12 +167,14 @@ class _Numbers(ast.NodeTransformer):
         self.known: dict[str, np.float32] = {}
 
     def visit_Constant(self, node: ast.Constant) -> ast.expr:
+        """Replace a number."""
         name = f"_{len(self.known)}"
         # what `read` let through is a number
         self.known[name] = np.float32(_number(node) or 0)
         return ast.Name(name, ast.Load())
 
     def visit_BinOp(self, node: ast.BinOp) -> ast.AST:
+        """Leave whole powers as they are."""
         power = _number(node.right)
         # a whole power takes negative numbers, and is compiled to products
         if isinstance(node.op, ast.Pow) and power is not None and power == int(power):

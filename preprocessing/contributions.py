@@ -82,8 +82,8 @@ def impossible(bands: Sequence[str], counts: Sparse) -> str:
     if shares[worst] <= IMPOSSIBLE_SHARE:
         return ""
     return (
-        f"{shares[worst]:.0%} of band {bands[worst]} is no reflectance ({POSSIBLE[0]:g} to {POSSIBLE[1]:g}): its offset,"
-        " scale or file is wrong"
+        f"{shares[worst]:.0%} of band {bands[worst]} is no reflectance ({POSSIBLE[0]:g} to {POSSIBLE[1]:g}): its"
+        " offset, scale or file is wrong"
     )
 
 

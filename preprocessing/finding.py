@@ -19,6 +19,7 @@ from preprocessing.readers import READERS, Request, discover
 from preprocessing.scenes import Scene
 from preprocessing.selection import Ring
 from preprocessing.settings import ShardConfig
+from preprocessing.splits import Lists
 
 FEW = 300
 """Up to so many scenes a plan opens all."""
@@ -44,7 +45,7 @@ class Found:
     is_sampled: bool = False
     """Whether only a sample was opened."""
     sources: dict[str, str] = field(default_factory=dict)
-    """Every product with a digest that changes when it does; one that cannot be opened has its reason. Empty in a plan."""
+    """Every product with a digest that changes when it does; one that cannot be opened has its reason. Not for a plan."""
 
     @property
     def total(self) -> int:
@@ -73,6 +74,24 @@ def find_scenes(request: ShardConfig, planning: bool = False) -> Found:
     lists = splits.read(
         request.split, READERS[request.reader].lists_from if request.reader in READERS else ""
     )
+    scenes, rejections, unselected = _open_products(request, asked, lists)
+    to_open = scenes_to_open(request, list(scenes.values()), planning)
+    places = dict(_places(request, to_open))
+    for name, place in places.items() if request.select.area else ():
+        if selection.outside(request.select, corners(place.grid)):
+            unselected[str(scenes.pop(name).location)] = "outside the area"
+    check_levels(scenes.values())
+    found = Found((), tuple(rejections), unselected, places=places, is_sampled=len(to_open) < len(scenes))
+    jobs = [SceneJob(scenes[name], request) for name in sorted(scenes)]
+    # a plan compares with nothing; every digest looks at all files of its scene
+    sources = {} if planning else _sources(jobs, rejections)
+    return _settle(request, replace(found, sources=sources), jobs)
+
+
+def _open_products(
+    request: ShardConfig, asked: Request, lists: Lists
+) -> tuple[dict[str, Scene], list[Rejection], dict[str, str]]:
+    """Return the scenes by name, the products no scene could be made of, and why `select` leaves others out."""
     scenes: dict[str, Scene] = {}
     rejections, unselected = [], {}
     for reader, product in discover(request.scenes, asked, request.reader):
@@ -88,17 +107,7 @@ def find_scenes(request: ShardConfig, planning: bool = False) -> Found:
             unselected[str(product)] = reason
         else:
             scenes[scene.id] = scene
-    to_open = scenes_to_open(request, list(scenes.values()), planning)
-    places = dict(_places(request, to_open))
-    for name, place in places.items() if request.select.area else ():
-        if selection.outside(request.select, corners(place.grid)):
-            unselected[str(scenes.pop(name).location)] = "outside the area"
-    check_levels(scenes.values())
-    found = Found((), tuple(rejections), unselected, places=places, is_sampled=len(to_open) < len(scenes))
-    jobs = [SceneJob(scenes[name], request) for name in sorted(scenes)]
-    # a plan compares with nothing; every digest looks at all files of its scene
-    sources = {} if planning else _sources(jobs, rejections)
-    return _settle(request, replace(found, sources=sources), jobs)
+    return scenes, rejections, unselected
 
 
 def scenes_to_open(request: ShardConfig, scenes: Sequence[Scene], planning: bool) -> Sequence[Scene]:

@@ -27,8 +27,8 @@ EDIT = (
     " a product out."
 )
 LEFT_OUT = (
-    "Values that cannot be reflectance: these scenes give nothing to the statistics, but their tiles are in the set. Add"
-    " them to <code>rejected.csv</code> and start again to leave them out."
+    "Values that cannot be reflectance: these scenes give nothing to the statistics, but their tiles are in the set."
+    " Add them to <code>rejected.csv</code> and start again to leave them out."
 )
 UNLIKE = (
     "More than half of a scene's training pixels lie outside the 0.5 and 99.5 % quantiles of all other scenes: the only"
@@ -95,7 +95,8 @@ def page(made: Manifest, tree: Tree, folder: Path) -> str:
     return (
         f'<!doctype html><html lang="en"><head>{head}<style>{STYLE}</style></head><body><main>'
         f"<h1>{escape(made.name)}</h1><p>{escape(title)}</p>{_cards(made, tree)}{sections}"
-        f"<footer>{notices}<br>Made by version {__version__}; all numbers are in quality.json, those of every scene in scenes.jsonl.</footer>"
+        f"<footer>{notices}<br>Made by version {__version__}; all numbers are in quality.json, those of every scene in"
+        " scenes.jsonl.</footer>"
         "</main></body></html>\n"
     )
 

@@ -104,12 +104,15 @@ class _Substitute(ast.NodeTransformer):
         self._meaning = meaning
 
     def visit_Name(self, node: ast.Name) -> ast.expr:
+        """Replace a name."""
         return self._meaning(node.id)
 
     def visit_UnaryOp(self, node: ast.UnaryOp) -> ast.AST:
+        """Compute the negative of a number."""
         return _folded(self.generic_visit(node))
 
     def visit_BinOp(self, node: ast.BinOp) -> ast.AST:
+        """Compute what is of two numbers."""
         return _folded(self.generic_visit(node))
 
 
@@ -223,8 +226,8 @@ def bounded(name: str, text: str) -> str:
     if high - low < LEAST_SPREAD:
         ends = "to".join(f" {v:.4g} " for v in np.quantile(values, [0.01, 0.99]))
         raise ContractError(
-            f"spyndex's index {name} is{ends}on ordinary ground: within [-1, 1], where saliency compares indices, nothing"
-            " of its differences would be left. Leave it out."
+            f"spyndex's index {name} is{ends}on ordinary ground: within [-1, 1], where saliency compares indices,"
+            " nothing of its differences would be left. Leave it out."
         )
     return f"squashed({text})"
 
