@@ -251,8 +251,12 @@ def _indices(made: Manifest, tree: Tree) -> str:
         if counts
     )
     rows = [
-        [escape(name), f"<code>{escape(contract.index(name).text)}</code>", ", ".join(map(escape, bands))]
-        for name, bands in contract.index_bands.items()
+        [
+            escape(name),
+            f"<code>{escape(contract.index(name).text)}</code>",
+            ", ".join(contract.index_bands[name]),
+        ]
+        for name in contract.indices
     ]
     table = _table(["index", "formula on reflectance, clipped to -1 and 1", "bands"], rows, "w w")
     return f'<div class="grid">{"".join(drawn)}</div>{table}'

@@ -111,9 +111,12 @@ def describe(made: Manifest) -> str:
         f"{made.name}: {contract.sensor} {contract.level}, {contract.gsd_m:g} m, {contract.tile_px} px tiles"
     )
     splits = ", ".join(f"{made.samples(s)} {s} in {len(made.shards(s))} shards" for s in made.splits)
-    indices = ", ".join(f"{name} from {'/'.join(bands)}" for name, bands in contract.index_bands.items())
     body = console.table(["band", "role", "nm", "mean", "std", "0.5 %", "99.5 %"], rows)
-    return f"{title}\n{splits}; {len(made.scenes)} scenes; {indices}\n{body}"
+    formulas = [
+        [name, contract.index(name).text, ", ".join(contract.index_bands[name])] for name in contract.indices
+    ]
+    indices = console.table(["index", "formula", "bands"], formulas)
+    return f"{title}\n{splits}; {len(made.scenes)} scenes\n{body}\n\n{indices}"
 
 
 if __name__ == "__main__":

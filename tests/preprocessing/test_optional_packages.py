@@ -6,7 +6,9 @@ import sys
 
 import pytest
 
+from pipeline import manifest as manifests
 from pipeline.config import ROOT
+from preprocessing import shard
 
 BLOCKER = """
 import os, sys
@@ -58,6 +60,23 @@ def test_p18_without_rasterio_preprocessing_says_what_to_install(without):
     assert done.returncode != 0
     assert "preprocessing needs rasterio" in done.stderr.splitlines()[-1]
     assert "make setup" in done.stderr
+
+
+def test_a_set_of_standard_indices_is_read_and_checked_without_spyndex(without, products, tmp_path):
+    words = [
+        str(ROOT / "configs/shard/oscd.yaml"),
+        f"scenes={products['oscd'].parents[1]}",
+        "split.val_share=0",
+    ]
+    words += [f"output={tmp_path / 'set'}", "tile_px=48", "min_clear=0", "indices=[NDVI,SR,NBRplus]"]
+    assert shard.main(words) == 0
+    contract = manifests.read(tmp_path / "set").contract
+    assert contract.index_formulas["SR"] == "squashed(nir / floored(red))"
+    assert contract.index_bands["NBRplus"] == ("B12", "B8A", "B03", "B02")
+    for entry, told in (("verify", "everything is as it was written"), ("show", "nir / floored(red)")):
+        done = without("spyndex", f"preprocessing/{entry}.py", str(tmp_path / "set"))
+        assert done.returncode == 0, done.stderr
+        assert told in done.stdout
 
 
 def test_p18_without_spyndex_the_table_works_and_its_names_tell_what_to_install(without):

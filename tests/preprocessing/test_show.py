@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 import rasterio
@@ -16,7 +18,7 @@ def test_a_table_and_a_picture(shard_set, tmp_path, capsys):
     picture = tmp_path / "sheet.png"
     assert run(shard_set, "--count", "7", "--picture", str(picture)) == 0
     out = capsys.readouterr().out
-    assert "NDVI from B08/B04" in out
+    assert re.search(r"NDVI +\(nir - red\) / floored\(nir \+ red\) +B08, B04", out)
     assert len([line for line in out.splitlines() if line.startswith("B")]) == 12
     with rasterio.open(picture) as png:
         assert (png.driver, png.count) == ("PNG", 3)
