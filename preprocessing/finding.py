@@ -45,7 +45,8 @@ class Found:
     is_sampled: bool = False
     """Whether only a sample was opened."""
     sources: dict[str, str] = field(default_factory=dict)
-    """Every product with a digest that changes when it does; one that cannot be opened has its reason. Not for a plan."""
+    """Every product with a digest that changes when it does; of one that cannot be opened, of its reason. None in a
+    plan."""
 
     @property
     def total(self) -> int:
