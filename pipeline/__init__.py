@@ -10,8 +10,8 @@
    selection duplicates rounds planning             tokens masking chosen model schedule
    radiometry masks grids resampling tiling         metrics tasks/* tracking journal panels
    cutting kernel archive conventions profiles      architecture positions projections
-   quality packing spool assembly leakage           blocks attention decoder targets handover weights
-   reporting page charts pictures cog growth
+   quality packing spool assembly leakage           blocks attention decoder targets handover
+   reporting page charts pictures cog growth        weights stages recorded update report flops
    scene_work cluster remote exclusive finished
    offset_check panels jobs rows strips cells
    standard_indices contributions codestream

@@ -17,10 +17,11 @@ if not __package__:  # run by path: `python training/compare.py`
 from pipeline.console import clock, run, say, table
 from pipeline.errors import EXIT_DONE, MissingInputError, unknown
 from training import panels
+from training.recorded import RecordedRun, read_runs
 from training.runs import tracker_hint
-from training.tracking import RecordedRun, TrackingConfig, read_runs
+from training.tracking import TrackingConfig
 
-_IDENTITY = ("name", "output", "stop_at", "tracking.experiment", "tracking.uri")
+_IDENTITY = ("name", "output", "stop_at", "tracking.experiment", "tracking.uri", "tracking.parent")
 _SHOWN = ("loss", "val_accuracy", "val_balanced_accuracy", "val_macro_f1")
 EXAMPLES = """\
   python training/compare.py --output runs

@@ -13,7 +13,7 @@ import math
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +29,8 @@ from training import journal
 from training.journal import Journal
 
 _LINK = "mlflow.json"
+GROUP = "group"
+"""Kind of a run that only holds others together."""
 _BATCH = 900  # MLflow takes 1 000 metrics a call
 
 
@@ -39,6 +41,8 @@ class TrackingConfig(Config):
     """MLflow experiment."""
     uri: str | None = None
     """Tracking server; null takes MLFLOW_TRACKING_URI, or else a sqlite file in the output folder."""
+    parent: str | None = None
+    """Run that this one is shown below in MLflow's pages, by name; it is made where it is not there."""
     close_timeout_s: float = Field(default=60.0, ge=0)
     """How long the end of a run waits for MLflow to take the rest; the journal keeps what it did not."""
 
@@ -169,6 +173,10 @@ class _Feeder(threading.Thread):
     def _create(self, client: Any) -> str:
         experiment = _experiment_id(client, self.uri, self.config.experiment, self.identity.run.parent)
         tags = {"kind": self.identity.kind, "run_folder": str(self.identity.run), **self.identity.tags}
+        if self.config.parent:
+            tags["mlflow.parentRunId"] = _group(
+                client, experiment, self.identity.run.parent / self.config.parent
+            )
         run = client.create_run(experiment, run_name=self.identity.run.name, tags=tags)
         for key, value in self.identity.parameters.items():
             # parameters are immutable in MLflow, so they are written once, by the life that makes the run
@@ -293,54 +301,15 @@ def _experiment_id(client: Any, uri: str, name: str, output: Path) -> str:
     return str(client.create_experiment(name, artifact_location=local))
 
 
-@dataclass(frozen=True)
-class RecordedRun:
-    """One run as MLflow tells it."""
-
-    id: str
-    """MLflow's own, unlike the name never given twice."""
-    name: str
-    kind: str
-    """`pretrain` or a task's name."""
-    status: str
-    """MLflow's word: RUNNING, FINISHED, KILLED (interrupted and saved) or FAILED."""
-    duration_s: float
-    """From the first life's start to the last one's end; 0 while running."""
-    parameters: dict[str, str]
-    metrics: dict[str, float]
-    """Last value of each metric."""
-    curves: dict[str, list[tuple[int, float]]]
-    """(step, value) of the metrics asked for."""
-
-
-def read_runs(uri: str, experiment: str, curves: Sequence[str]) -> list[RecordedRun]:
-    """Read all runs of an experiment, oldest first, with the named metrics' histories.
-
-    Raises `MissingInputError` where nothing answers, within seconds, or where there is no such experiment.
-    """
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
-        raise MissingInputError(f"no MLflow database at {uri}. Give --output the folder that holds the runs.")
-    # a person waits for this
-    client = connect(uri, retries=0, timeout_s=10)
-    found = client.get_experiment_by_name(experiment)
-    if found is None:
-        names = ", ".join(e.name for e in client.search_experiments()) or "none"
-        raise MissingInputError(f"no experiment `{experiment}` at {uri}; there are: {names}.")
-    runs = client.search_runs([found.experiment_id], order_by=["attributes.start_time ASC"], max_results=1000)
-    return [_recorded(client, run, curves) for run in runs]
-
-
-def _recorded(client: Any, run: Any, curves: Sequence[str]) -> RecordedRun:
-    info, data = run.info, run.data
-    wanted = [name for name in curves if name in data.metrics]
-    histories = {name: client.get_metric_history(info.run_id, name) for name in wanted}
-    return RecordedRun(
-        id=info.run_id,
-        name=info.run_name,
-        kind=data.tags.get("kind", "?"),
-        status=info.status,
-        duration_s=((info.end_time or info.start_time) - info.start_time) / 1000,
-        parameters=dict(data.params),
-        metrics=dict(data.metrics),
-        curves={name: sorted((p.step, p.value) for p in points) for name, points in histories.items()},
-    )
+def _group(client: Any, experiment: str, folder: Path) -> str:
+    """Return the id of the run that holds others together, which is made where it is not there."""
+    # by folder: a name may be given twice
+    asked = f"tags.kind = '{GROUP}' and tags.run_folder = '{folder}'"
+    found = client.search_runs([experiment], filter_string=asked, max_results=1)
+    if found:
+        return str(found[0].info.run_id)
+    tags = {"kind": GROUP, "run_folder": str(folder)}
+    made = client.create_run(experiment, run_name=folder.name, tags=tags)
+    # it has no life of its own that could end
+    client.set_terminated(made.info.run_id, status="FINISHED")
+    return str(made.info.run_id)

@@ -16,7 +16,8 @@ import pytest
 from pipeline.errors import MissingInputError
 from tests.training.processes import ROOT, free_port
 from training import journal
-from training.tracking import RecordedRun, RunIdentity, Tracker, TrackingConfig, connect, read_runs
+from training.recorded import RecordedRun, read_runs
+from training.tracking import RunIdentity, Tracker, TrackingConfig, connect
 
 
 def recorded(run: Path, uri: str) -> RecordedRun:
@@ -155,7 +156,8 @@ def test_without_mlflow_a_training_goes_on_and_says_what_to_install(tmp_path: Pa
 import sys
 sys.modules["mlflow"] = sys.modules["sqlalchemy"] = None  # as if not installed
 from pathlib import Path
-from training.tracking import RunIdentity, Tracker, TrackingConfig, read_runs
+from training.recorded import read_runs
+from training.tracking import RunIdentity, Tracker, TrackingConfig
 with Tracker(RunIdentity(Path({str(tmp_path)!r}), "pretrain", {{}}), TrackingConfig(), 0, True) as tracker:
     tracker.log(1, {{"loss": 1.0}})
     tracker.commit(1)
@@ -171,7 +173,7 @@ def test_an_address_that_does_not_answer_is_told_quickly(tmp_path: Path) -> None
 import sys, time
 import mlflow
 from pipeline.errors import MissingInputError
-from training.tracking import read_runs
+from training.recorded import read_runs
 before = time.perf_counter()
 try:
     read_runs(sys.argv[1], "spectral", [])

@@ -1,0 +1,65 @@
+"""What MLflow has recorded of runs, read back for comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import MissingInputError
+from training.tracking import GROUP, connect
+
+
+@dataclass(frozen=True)
+class RecordedRun:
+    """One run as MLflow tells it."""
+
+    id: str
+    """MLflow's own, unlike the name never given twice."""
+    name: str
+    kind: str
+    """`pretrain` or a task's name."""
+    status: str
+    """MLflow's word: RUNNING, FINISHED, KILLED (interrupted and saved) or FAILED."""
+    duration_s: float
+    """From the first life's start to the last one's end; 0 while running."""
+    parameters: dict[str, str]
+    metrics: dict[str, float]
+    """Last value of each metric."""
+    curves: dict[str, list[tuple[int, float]]]
+    """(step, value) of the metrics asked for."""
+
+
+def read_runs(uri: str, experiment: str, curves: Sequence[str]) -> list[RecordedRun]:
+    """Read all runs of an experiment, oldest first, with the named metrics' histories.
+
+    Raises `MissingInputError` where nothing answers, within seconds, or where there is no such experiment.
+    """
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+        raise MissingInputError(f"no MLflow database at {uri}. Give --output the folder that holds the runs.")
+    # a person waits for this
+    client = connect(uri, retries=0, timeout_s=10)
+    found = client.get_experiment_by_name(experiment)
+    if found is None:
+        names = ", ".join(e.name for e in client.search_experiments()) or "none"
+        raise MissingInputError(f"no experiment `{experiment}` at {uri}; there are: {names}.")
+    runs = client.search_runs([found.experiment_id], order_by=["attributes.start_time ASC"], max_results=1000)
+    # what only holds others together has nothing to compare
+    return [_recorded(client, run, curves) for run in runs if run.data.tags.get("kind") != GROUP]
+
+
+def _recorded(client: Any, run: Any, curves: Sequence[str]) -> RecordedRun:
+    info, data = run.info, run.data
+    wanted = [name for name in curves if name in data.metrics]
+    histories = {name: client.get_metric_history(info.run_id, name) for name in wanted}
+    return RecordedRun(
+        id=info.run_id,
+        name=info.run_name,
+        kind=data.tags.get("kind", "?"),
+        status=info.status,
+        duration_s=((info.end_time or info.start_time) - info.start_time) / 1000,
+        parameters=dict(data.params),
+        metrics=dict(data.metrics),
+        curves={name: sorted((p.step, p.value) for p in points) for name, points in histories.items()},
+    )
