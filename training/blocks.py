@@ -71,7 +71,7 @@ class Block(nn.Module):
 
 
 class CrossBlock(nn.Module):
-    """The same with attention to a context only: queries do not see each other, so any share of them can be left out."""
+    """The same with attention to a context only: queries do not see each other, so any of them can be left out."""
 
     def __init__(self, width: int, heads: int, attention: str = "auto", mlp_ratio: float = 4.0) -> None:
         super().__init__()

@@ -154,9 +154,10 @@ def _table(match: re.Match[str], origin: Origin, layouts: Mapping[str, Layout]) 
     if kind == "spectral":
         value, how = _regroup(there[sensor], old, new)
         return source, value, how
-    parts = [_resize(part, new.side) for part in there[sensor].unflatten(0, (old.groups, old.places))]  # type: ignore[no-untyped-call]
-    value, how = _regroup(torch.stack([p for p, _ in parts]), old, new)
-    return source, value.flatten(0, 1), ", ".join(filter(None, [parts[0][1], how]))
+    # a joint table is one table of places for each group
+    by_group = [_resize(table_SD, new.side) for table_SD in torch.split(there[sensor], old.places)]
+    value, how = _regroup(torch.stack([resized for resized, _ in by_group]), old, new)
+    return source, value.flatten(0, 1), ", ".join(filter(None, [by_group[0][1], how]))
 
 
 def _resize(table_SD: Tensor, side: int) -> tuple[Tensor, str]:

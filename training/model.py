@@ -138,7 +138,7 @@ class SpatialSpectralMAE(nn.Module):
 
 
 def which(sensor: str, layouts: Mapping[str, Layout]) -> str:
-    """Return the sensor meant: the only one where none is named; raises `UnknownNameError` for one that is not there."""
+    """Return the sensor meant: the only one where none is named; raises `UnknownNameError` for an unknown one."""
     if not sensor and len(layouts) == 1:
         return next(iter(layouts))
     if sensor not in layouts:

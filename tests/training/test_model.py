@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -170,6 +171,21 @@ def test_pictures_hold_what_was_shown_and_predicted() -> None:
         shown = picture(cubes, chosen, None, "unit", layout)
         assert 0.2 < float((shown == image).float().mean()) < 0.3
         assert not shown[shown != image].any()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"positions": "sincos", "class_token": True},
+        {"spectral_position": "wavelength", "decoder": "cross"},
+        {"spectral_sum_loss": True, "target": "cube_standardised"},
+    ],
+)
+def test_in_bf16_the_loss_stays_float32_and_close(config: dict[str, object]) -> None:
+    layouts = {"sentinel2": replace(LAYOUT, waves_nm=((500.0, 50.0),) * 6)}
+    exact, rough = made(layouts, **config)(*inputs()), made(layouts, **config).bfloat16()(*inputs())
+    assert rough.loss_sums.dtype == rough.predicted_BMP.dtype == torch.float32
+    assert torch.allclose(exact.loss_sums, rough.loss_sums, rtol=0.02)
 
 
 def test_a_sensor_the_model_does_not_know_is_named() -> None:
