@@ -7,6 +7,7 @@ plan of an archive of patches takes seconds, and says what of it is estimated.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections import Counter
@@ -21,23 +22,24 @@ from preprocessing.finding import Found
 from preprocessing.grids import Grid
 from preprocessing.jobs import SceneJob
 from preprocessing.settings import ShardConfig
+from preprocessing.strips import STRIP_PX
 
-ARCHIVE_RATIO = 1.6
-"""Raw bytes over stored ones, zstd level 1 with bitshuffle, real 10 to 60 m products."""
-SAMPLE_RATIOS = {"lz4": 1.5, "zstd": 1.65}
+RATIOS = {"lz4": 1.5, "zstd": 1.65}
+"""Raw bytes over stored ones, with bitshuffle, real 10 to 60 m products."""
 DECODE = {".jp2": 2.8e6}
 """Pixels a second and core, by ending of the file."""
 DECODE_OTHERS = 60e6
-WORK = 12e6
+WORK = 25e6
 """Pixels of a band a second and core that are brought onto the grid, stored, cut and compressed."""
 START_S = 8.0
 """A worker loads its libraries and compiles the statistics."""
 SCENE_S = 0.4
 """Files of a scene are opened, made and forced to disk."""
-BASE_BYTES = 400e6
+BASE_BYTES = 450e6
 """A worker with its libraries, before it holds any pixel."""
-PIXEL_BYTES = 13
-"""A worker holds for each pixel of a scene's grid at its peak."""
+STRIP_BYTES, PIXEL_BYTES = 3, 4
+"""A worker holds at its peak for each pixel and band of a strip, and for each pixel of a scene: 1.85 GB measured on a
+whole Sentinel-2 tile with 13 bands."""
 LISTED = 100
 """Scenes, rejections and groups that a plan lists; the others are counted."""
 ROOM = 1.05
@@ -79,11 +81,10 @@ def estimate(request: ShardConfig, found: Found) -> Estimate:
         sum(weights[name] * getattr(cost, part) for name, cost in costs.items())
         for part in ("tiles", "pixels", "seconds")
     )
-    shard_bytes = tiles * assembly.sample_bytes(request) / SAMPLE_RATIOS[request.codec]
+    shard_bytes = tiles * assembly.sample_bytes(request) / RATIOS[request.codec]
     at_once = max(request.workers, 1)
-    # without the archive only the scenes in work lie on disk
-    in_archive = pixels if request.keep_zarr else sum(sorted(sizes)[-at_once:])
-    archive_bytes = in_archive * (2 * len(request.bands) + 1) / ARCHIVE_RATIO
+    raw = pixels * (2 * len(request.bands) + 1) if request.keep_zarr else 0.0
+    archive_bytes = raw / RATIOS[request.codec]
     # twice: samples lie in the spool until they are packed
     needed = archive_bytes + 2 * shard_bytes - size_of(request.output)
     return Estimate(
@@ -91,7 +92,7 @@ def estimate(request: ShardConfig, found: Found) -> Estimate:
         archive_bytes=archive_bytes,
         shard_bytes=shard_bytes,
         seconds=START_S + seconds / at_once,
-        worker_bytes=BASE_BYTES + PIXEL_BYTES * max(sizes, default=0),
+        worker_bytes=_worker_bytes(request, max(sizes, default=0)),
         needed_bytes=max(needed, 0),
         free_bytes=shutil.disk_usage(existing(request.output)).free,
         opened=len(costs),
@@ -117,6 +118,13 @@ def _families(found: Found, costs: Mapping[str, Cost]) -> tuple[list[int], dict[
     opened = Counter(map(finding.family, known))
     each = {key: (of_all[key] or n) / n for key, n in opened.items()}
     return [cost.pixels for cost in costs.values()], {s.id: each[finding.family(s)] for s in known}
+
+
+def _worker_bytes(request: ShardConfig, pixels: int) -> float:
+    """Return the memory of a worker on a scene of so many pixels."""
+    side = math.sqrt(pixels)
+    strip = min(side, STRIP_PX + request.tile_px) * side * len(request.bands)
+    return BASE_BYTES + STRIP_BYTES * strip + PIXEL_BYTES * pixels
 
 
 def tiles_of(request: ShardConfig, grid: Grid) -> int:

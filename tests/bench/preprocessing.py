@@ -109,25 +109,29 @@ def enlarged(archive: Path, folder: Path, times: int) -> Path:
     return target
 
 
-def finest(safe: Path) -> list[Path]:
-    """List the finest file of each band of a `.SAFE` folder, and its scene classification."""
+def finest(safe: Path, gsd_m: int) -> list[Path]:
+    """List the file of each band of a `.SAFE` folder that a run at a pixel size reads, and its scene classification."""
     found: dict[str, tuple[int, Path]] = {}
     for path in safe.glob("GRANULE/*/IMG_DATA/**/*.jp2"):
         match = re.search(r"_(B\w\w|SCL)_(\d+)m", path.name)
-        if match:
+        if match and int(match[2]) >= gsd_m:
             found[match[1]] = min(found.get(match[1], (999, path)), (int(match[2]), path))
     return [path for _, path in found.values()]
 
 
 def jp2(folder: Path) -> list[Ratio]:
-    """JPEG 2000 to shards against the decoder alone, one process each."""
-    archive = archive_of(folder, "sentinel2-l2a", 3072)
-    (safe,) = archive.rglob("*.SAFE")
-    config = str(ROOT / "configs/shard/default.yaml")
-    whole = run(
-        folder / "jp2", config, f"scenes={archive}", "workers=0", "split.block_m=2000", "split.buffer_m=0"
-    )
-    return [ratio("JPEG 2000: decoder alone / whole run", decode(finest(safe)), whole, 0.85)]
+    """JPEG 2000 to shards against the decoder alone, one process each: simulated, and real at 60 m."""
+    archives = [(archive_of(folder, "sentinel2-l2a", 3072), "simulated", "default.yaml", 10)]
+    if REAL_DATA.exists():
+        archives.append((REAL_DATA / "sentinel2_safe", "real, 60 m", "sentinel2_l2a_60m.yaml", 60))
+    found = []
+    for archive, kind, name, gsd_m in archives:
+        (safe,) = archive.rglob("*.SAFE")
+        words = [str(ROOT / "configs/shard" / name), f"scenes={archive}", "workers=0", "codec=lz4"]
+        whole = run(folder / kind, *words, "split.block_m=2000", "split.buffer_m=0")
+        what = f"JPEG 2000, {kind}: decoder alone / whole run"
+        found.append(ratio(what, decode(finest(safe, gsd_m)), whole, 0.85))
+    return found
 
 
 def tif(folder: Path) -> list[Ratio]:

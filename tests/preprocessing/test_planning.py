@@ -34,6 +34,16 @@ def test_the_plan_bounds_what_is_made(shard_words, shard_set, tmp_path):
     assert planning.estimate(without, finding.find_scenes(without)).needed_bytes <= plan.needed_bytes
 
 
+def test_the_memory_of_a_whole_tile_is_what_was_measured_and_bounded():
+    """`make bench BENCH=memory` measured 1.74 GiB on 13 bands; twice the pixels cost twice the mask, not the bands."""
+    bands = ["B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B10", "B11", "B12"]
+    asked = ShardConfig(sensor="sentinel2", bands=bands, gsd_m=10.0)
+    tile, large = (planning._worker_bytes(asked, n * 10_980**2) for n in (1, 4))
+    assert tile == pytest.approx(1.74 * 2**30, rel=0.1)
+    assert tile < 2 * 2**30
+    assert large < 3 * tile
+
+
 def test_what_lies_there_already_needs_no_room(shard_words, shard_set, tmp_path):
     asked = request(shard_words, f"output={tmp_path}")
     again = request(shard_words, f"output={shard_set}")
