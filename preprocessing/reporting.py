@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline import histogram as exact
 from pipeline.histogram import Sparse
@@ -58,23 +57,16 @@ class Totals:
     first: dict[str, dict[str, Any]] = field(default_factory=dict)
     """The first scenes' numbers."""
     footprints: Footprints = field(default_factory=Footprints)
-    before: NDArray[np.int64] | int = 0
-    """[band, bin]"""
-    indices: NDArray[np.int64] | int = 0
-    """[index, bin]"""
     unlike: list[tuple[float, str, str]] = field(default_factory=list)
     """Share of pixels outside the range of all others, scene, band: the largest."""
     number_unlike: int = 0
 
-    def add(self, name: str, numbers: dict[str, Any], spool: Spool) -> None:
+    def add(self, name: str, numbers: dict[str, Any]) -> None:
         """Take one scene into account."""
         if len(self.first) < SHOWN:
             self.first[name] = numbers
         if numbers["footprint"]:
             self.footprints.add(name, numbers["footprint"], numbers["clear_share"])
-        profile = spool.profile
-        self.before = self.before + np.asarray(profile.bands)
-        self.indices = self.indices + (np.asarray(profile.indices) if profile.indices else 0)
         apart = Unlike(**numbers["unlike"])
         if apart.is_told:
             self.number_unlike += 1
@@ -101,7 +93,7 @@ def _passing(inputs: Inputs, totals: Totals) -> Iterator[tuple[str, dict[str, An
     total = contributions.coarse(exact.sparse(inputs.given.total))
     for spool in inputs.spools:
         numbers = scene(inputs, spool, records[spool.scene], total)
-        totals.add(spool.scene, numbers, spool)
+        totals.add(spool.scene, numbers)
         yield spool.scene, numbers
 
 
@@ -134,7 +126,7 @@ def report(inputs: Inputs, totals: Totals) -> dict[str, Any]:
         ],
         "map": totals.footprints.drawn(),
         "bands": {b.name: s.model_dump() for b, s in zip(made.contract.bands, made.statistics, strict=True)},
-        "histograms": histograms(inputs, totals),
+        "histograms": histograms(inputs),
     }
 
 
@@ -169,16 +161,17 @@ def scene(inputs: Inputs, made: Spool, record: SceneRecord, total: Counts) -> di
     }
 
 
-def histograms(inputs: Inputs, totals: Totals) -> dict[str, Any]:
+def histograms(inputs: Inputs) -> dict[str, Any]:
     """Return what the histograms of the page show.
 
     bands: `before` are all measured pixels of rows of the scenes, clouds and all; `after` the clear pixels of training
     tiles, which the statistics are made of. indices: means of the cells of all samples.
     """
     request = inputs.request
-    before, after = np.asarray(totals.before), contributions.coarse(exact.sparse(inputs.given.total))
+    before, after = np.asarray(inputs.outcome.before), contributions.coarse(exact.sparse(inputs.given.total))
     # no scene gave a sample: nothing was counted
-    indices = np.asarray(totals.indices) if np.ndim(totals.indices) else np.zeros((len(request.indices), 0))
+    counted = np.asarray(inputs.outcome.indices)
+    indices = counted if counted.ndim else np.zeros((len(request.indices), 0))
     return {
         "reflectance": [LOWEST * SCALE, HIGHEST * SCALE],
         "bands": {

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+from numpy.typing import NDArray
 from rasterio.errors import RasterioError
 
 from pipeline import console
@@ -24,11 +26,20 @@ class Outcome:
     spools: dict[str, Spool] = field(default_factory=dict)
     rejections: list[Rejection] = field(default_factory=list)
     decisions: list[Decision] = field(default_factory=list)
+    tiles: int = 0
+    """Number of samples."""
+    before: NDArray[np.int64] | int = 0
+    """[band, bin]: the pixels of all scenes, `Profile.bands`."""
+    indices: NDArray[np.int64] | int = 0
+    """[index, bin]: the cells of all samples, `Profile.indices`."""
 
-    @property
-    def tiles(self) -> int:
-        """Number of samples."""
-        return sum(len(s.segments) for s in self.spools.values())
+    def add(self, made: Spool) -> None:
+        """Take in a scene's record; its counts are added up and let go: of half a million they would fill the memory."""
+        profile = made.profile
+        self.tiles += len(made.segments)
+        self.before = self.before + np.asarray(profile.bands)
+        self.indices = self.indices + (np.asarray(profile.indices) if profile.indices else 0)
+        self.spools[made.scene] = replace(made, profile=replace(profile, bands=(), indices=()))
 
 
 def run(found: Found, pool: Pool, taken: Callable[[SceneJob], SceneJob]) -> Outcome:
@@ -61,7 +72,7 @@ def _take(outcome: Outcome, result: Spool | Rejection) -> None:
     if isinstance(result, Rejection):
         outcome.rejections.append(result)
     else:
-        outcome.spools[result.scene] = result
+        outcome.add(result)
         for note in result.notes:
             if note.startswith(offset_check.WARNING):
                 console.say(f"{result.scene}: {note}")

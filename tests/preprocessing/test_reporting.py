@@ -60,7 +60,11 @@ def made_of(output: Path, scenes: int, others: int) -> reporting.Inputs:
     given = contributions.gather(request.bands, histograms)
     rejections = [Rejection(f"/a/r{k}", "no file of band B02: fetch it again", "d") for k in range(others)]
     decisions = [Decision(f"d{k}", f"/a/d{k}", ("p000000",), 0.0, False) for k in range(others)]
-    outcome = Outcome({s.scene: s for s in spools}, rejections, decisions)
+    outcome = Outcome(rejections=rejections, decisions=decisions)
+    for spool in spools:
+        outcome.add(spool)
+    # half a million scenes' counts would fill the memory
+    assert not any(s.profile.bands or s.profile.indices for s in outcome.spools.values())
     output.mkdir()
     made = assembly.manifest(request, spools, {}, given)
     return reporting.Inputs(request, made, spools, outcome, Found((), ()), histograms, given)
