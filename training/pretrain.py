@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 if not __package__:  # run by path: `python training/pretrain.py`
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -28,7 +29,7 @@ from torch import Tensor
 from pipeline.config import UserPath
 from pipeline.console import Command, run, say, table
 from pipeline.contract import DataContract
-from training import checkpoint, masking, panels, runs
+from training import checkpoint, masking, panels, runs, stages
 from training.architecture import ModelConfig
 from training.chosen import Chosen
 from training.data import Batch, View, make_view
@@ -65,10 +66,14 @@ class PretrainConfig(runs.RunConfig):
     masking: MaskingConfig = MaskingConfig()
     """What is hidden."""
     init: UserPath | None = None
-    """Run or checkpoint folder of weights to start from; null starts from scratch. Optimiser and schedule begin anew."""
+    """Run or checkpoint folder of weights to start from; null starts from scratch. Optimiser and schedule begin
+    anew."""
     handover: Tables = "exact"
     """With `init`, what becomes of position tables of another size or of other bands: exact refuses them with the
     differences, interpolate takes them over, reinit begins them anew."""
+    stages: tuple[dict[str, Any], ...] = ()
+    """Trainings one after the other, each from the weights of the one before: `name`, and whichever keys are other in
+    that stage, [{name: fmow, data: {image_px: 96}},{name: bigearthnet, data: {image_px: 128}}]."""
     panel_images: int = Field(default=4, ge=0)
     """Images in the reconstruction panel written at the end; 0 writes none."""
 
@@ -76,6 +81,12 @@ class PretrainConfig(runs.RunConfig):
     def _whole_sums(self) -> PretrainConfig:
         if self.model.spectral_sum_loss and self.masking.reconstruct < 1:
             raise ValueError("model.spectral_sum_loss needs every cube predicted: set masking.reconstruct=1")
+        return self
+
+    @model_validator(mode="after")
+    def _whole_chain(self) -> PretrainConfig:
+        # what is wrong in a later stage is told before the first
+        stages.split(self, self.stages)
         return self
 
 
@@ -224,7 +235,11 @@ class Pretraining:
 
 
 def pretrain(config: PretrainConfig, world: World) -> bool:
-    """Run or resume a pretraining; True when it is complete, False when it was interrupted and saved."""
+    """Run or resume a pretraining, or a chain of them; True when it is complete, False when it was interrupted and
+    saved.
+    """
+    if config.stages:
+        return stages.run(config, stages.split(config, config.stages), pretrain, world)
     world.connect(config.engine.timeout_s)
     with runs.held(config, world):
         if runs.prepare(config, world):
