@@ -12,7 +12,7 @@
    cutting kernel archive conventions profiles      architecture positions projections
    quality packing spool assembly leakage           blocks attention decoder targets handover
    reporting page charts pictures cog growth        weights stages recorded update report flops
-   scene_work cluster remote exclusive finished
+   scene_work cluster remote exclusive finished     states sealed feeding watch
    offset_check panels jobs rows strips cells
    standard_indices contributions codestream
    simulation/* footprints

@@ -1,10 +1,10 @@
 """Checkpoints that are either whole or not there.
 
-Protocol: temporary folder -> all ranks write -> barrier -> MANIFEST.json with size and SHA-256 of every file ->
+Protocol: temporary folder -> rank 0 writes what all gave -> MANIFEST.json with size and SHA-256 of every file ->
 fsync -> rename -> pointer. A reader takes the newest that verifies and says why it fell back.
 
-    RUN/checkpoints/step-00000100/engine/...            DeepSpeed's state, one part a rank
-                                  weights.safetensors   full float32 weights
+    RUN/checkpoints/step-00000100/weights.safetensors   full float32 weights
+                                  moments.safetensors   AdamW's state, full too: it fits any number of ranks
                                   state.json            step, configuration, data contract, statistics
                                   MANIFEST.json         what must be there
     RUN/checkpoints/latest                              name of the newest
@@ -12,8 +12,8 @@ fsync -> rename -> pointer. A reader takes the newest that verifies and says why
 
 from __future__ import annotations
 
+import errno
 import json
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,21 +22,33 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipeline.config import Config
 from pipeline.console import LOG
 from pipeline.contract import BandStatistics, DataContract, NormalisationKind
-from pipeline.errors import ConfigError, ContractError, CorruptDataError, MissingInputError, OutputError
-from pipeline.manifest import sha256, write_atomically
+from pipeline.errors import (
+    ConfigError,
+    ContractError,
+    CorruptDataError,
+    MissingInputError,
+    OutputError,
+    PipelineError,
+    TrainingError,
+)
+from pipeline.manifest import write_atomically
 from training.engine import Engine
 from training.guards import COMPLETE
+from training.sealed import MANIFEST, seal, verify
+from training.states import Snapshot, not_finite
 from training.world import World
 
-FORMAT_VERSION = 2
-"""2: data, tables and projections are named by sensor or side, for models of several sensors."""
-_MANIFEST, _STATE, _WEIGHTS, _LATEST = "MANIFEST.json", "state.json", "weights.safetensors", "latest"
+FORMAT_VERSION = 3
+"""2: data, tables and projections are named by sensor or side, for models of several sensors. 3: AdamW's state is by
+name as the weights are, not DeepSpeed's cut by ranks."""
+_STATE, _LATEST = "state.json", "latest"
+_WEIGHTS, _MOMENTS = "weights.safetensors", "moments.safetensors"
 
 
 class SetRecord(Config):
@@ -120,6 +132,8 @@ class Store:
     run: Path
     world: World
     keep_last: int = 2
+    keep_every: int | None = None
+    """Steps of which every multiple stays for good."""
 
     @property
     def folder(self) -> Path:
@@ -127,24 +141,44 @@ class Store:
         return self.run / "checkpoints"
 
     def save(self, engine: Engine, state: State) -> Path:
-        """Write a checkpoint of `state`; collective. The older ones stay until the new one is whole."""
-        final = self.folder / f"step-{state.step:08d}"
-        partial = self.folder / f".{final.name}.partial"
-        with _told(final, partial):
-            if self.world.main:
-                partial.mkdir(parents=True)
-            self.world.barrier()
-            engine.save(partial / "engine")
-            weights = engine.weights()
-            if self.world.main:
-                self._finish(partial, final, weights, state)
-        self.world.barrier()
+        """Write a checkpoint of `state`; collective. The older ones stay until the new one is whole.
+
+        Raises on all ranks `OutputError` where it cannot be written, `TrainingError` where weights are not finite.
+        """
+        final, snapshot = self._place(state.step), engine.snapshot()
+        problem: PipelineError | None = None
+        if self.world.main:
+            try:
+                self._write(final, snapshot, state)
+            except PipelineError as error:
+                problem = error
+        # told to all: the others would wait for rank 0 until their time is over
+        told = self.world.gather(problem)[0]
+        if isinstance(told, PipelineError):
+            raise told
         return final
 
-    def _finish(self, partial: Path, final: Path, weights: dict[str, Tensor], state: State) -> None:
-        save_file(weights, partial / _WEIGHTS)
+    def _place(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}"
+
+    def _write(self, final: Path, snapshot: Snapshot, state: State) -> None:
+        # a good checkpoint is never replaced by a bad one
+        for name in not_finite(snapshot):
+            raise TrainingError(
+                f"{name} is not finite after step {state.step}: nothing is saved, the checkpoint before stays."
+                " Lower optimiser.base_lr and give the same command again with resume=changed."
+            )
+        partial = self.folder / f".{final.name}.partial"
+        with _told(final, partial):
+            partial.mkdir(parents=True)
+            _require_room(partial, snapshot.size_bytes)
+            self._finish(partial, final, snapshot, state)
+
+    def _finish(self, partial: Path, final: Path, snapshot: Snapshot, state: State) -> None:
+        save_file(snapshot.weights, partial / _WEIGHTS)
+        save_file(snapshot.moments, partial / _MOMENTS)
         (partial / _STATE).write_text(json.dumps(state.model_dump(mode="json"), indent=1))
-        _write_manifest(partial)
+        seal(partial, FORMAT_VERSION)
         # the same step again, after a resume: the older checkpoint stands until this moment
         if final.exists():
             shutil.rmtree(final)
@@ -152,7 +186,8 @@ class Store:
         write_atomically(self.folder / _LATEST, final.name.encode())
         # last of all: nothing is removed before something newer is whole
         for old in self._newest_first()[self.keep_last :]:
-            shutil.rmtree(old)
+            if not self.keep_every or step_of(old) % self.keep_every:
+                shutil.rmtree(old)
 
     def newest(self, mend: bool = False) -> Path | None:
         """Return the newest checkpoint that verifies, or None; says why it passed over a newer one.
@@ -197,55 +232,31 @@ class Store:
         return sorted((p for p in self.folder.glob("step-*") if p.is_dir()), reverse=True)
 
 
+def step_of(folder: Path) -> int:
+    """Return the step of a checkpoint from its folder's name."""
+    return int(folder.name.removeprefix("step-"))
+
+
+def _require_room(folder: Path, size_bytes: int) -> None:
+    """Raise `OSError` where a disk has no room for so much: better before the first byte than in the middle."""
+    free_bytes = shutil.disk_usage(folder).free
+    if free_bytes < size_bytes:
+        raise OSError(
+            errno.ENOSPC, f"{size_bytes / 1e6:.1f} MB needed, {free_bytes / 1e6:.1f} MB free on this disk"
+        )
+
+
 @contextmanager
 def _told(final: Path, partial: Path) -> Iterator[None]:
-    """Turn what a full or failing disk raises, here or inside DeepSpeed, into one clear line."""
+    """Turn what a full or failing disk raises into one clear line."""
     try:
         yield
-    except (OSError, RuntimeError, SafetensorError) as error:
+    except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise OutputError(
             f"checkpoint {final} could not be written ({str(error).splitlines()[0]}); the one before is intact."
             " Make room, then give the same command again."
         ) from error
-
-
-def _write_manifest(folder: Path) -> None:
-    files = sorted(p for p in folder.rglob("*") if p.is_file())
-    for path in files:
-        _sync(path)
-    listed = {
-        str(p.relative_to(folder)): {"size_bytes": p.stat().st_size, "sha256": sha256(p)} for p in files
-    }
-    write_atomically(
-        folder / _MANIFEST, json.dumps({"format_version": FORMAT_VERSION, "files": listed}, indent=1).encode()
-    )
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def verify(folder: Path) -> Iterator[str]:
-    """Yield what is wrong with a checkpoint: nothing where it is whole."""
-    try:
-        listed = json.loads((folder / _MANIFEST).read_text())["files"]
-    except (OSError, json.JSONDecodeError, KeyError, UnicodeDecodeError) as error:
-        yield f"{_MANIFEST} cannot be read ({error})"
-        return
-    for name, expected in listed.items():
-        path = folder / name
-        if not path.is_file():
-            yield f"{name} is missing"
-        elif path.stat().st_size != expected["size_bytes"]:
-            yield f"{name} has {path.stat().st_size} bytes, not {expected['size_bytes']}"
-        elif sha256(path) != expected["sha256"]:
-            yield f"{name} does not have its recorded checksum"
 
 
 def read_state(folder: Path) -> State:
@@ -274,6 +285,11 @@ def read_weights(folder: Path, prefix: str = "") -> dict[str, Tensor]:
         return {_name_now(n, state)[len(prefix) :]: stream.get_tensor(n) for n in names}
 
 
+def read_snapshot(folder: Path) -> Snapshot:
+    """Read what training goes on from."""
+    return Snapshot(load_file(folder / _WEIGHTS), load_file(folder / _MOMENTS))
+
+
 def _name_now(name: str, state: State) -> str:
     """Return what a weight of a checkpoint is called today."""
     if state.format_version > 1:
@@ -293,7 +309,7 @@ def find(location: Path) -> Path:
     Raises `MissingInputError` where there is none, `CorruptDataError` where it is damaged, and `ConfigError` where
     the run is not complete: half-trained weights are taken only when they are asked for by name.
     """
-    if (location / _MANIFEST).exists():
+    if (location / MANIFEST).exists():
         for problem in verify(location):
             raise CorruptDataError(f"{location}: {problem}. Take another checkpoint of that run.")
         return location

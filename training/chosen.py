@@ -18,6 +18,7 @@ from torch import Tensor
 from training.attention import Segments
 from training.masking import Choice
 from training.tokens import Layout
+from training.world import to_device
 
 Lengths = tuple[int, ...]
 """Tokens of each image of a packed row."""
@@ -64,9 +65,7 @@ class Chosen:
 
     def to(self, device: torch.device) -> Chosen:
         """Return the same on a device."""
-        shown, hidden, valid = (
-            x.to(device, non_blocking=True) for x in (self.shown_BK, self.hidden_BM, self.valid_BS)
-        )
+        shown, hidden, valid = (to_device(x, device) for x in (self.shown_BK, self.hidden_BM, self.valid_BS))
         return replace(self, shown_BK=shown, hidden_BM=hidden, valid_BS=valid)
 
     def lay(self, cubes_BNP: Tensor) -> Tensor:
@@ -106,7 +105,7 @@ class Row:
         totals = tuple(int(n) for n in np.sum(known, axis=0))
         owner = np.concatenate([np.repeat(np.arange(len(n)), n) for n in known])
         # stable: within an image the parts keep their order
-        order = torch.from_numpy(np.argsort(owner, kind="stable")).to(device)
+        order = to_device(torch.from_numpy(np.argsort(owner, kind="stable")), device)
         return cls(Segments(totals, totals, device), order if len(known) > 1 else None)
 
     def mix(self, x_BRD: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ from pipeline.saliency import merge_cells, saliency
 from pipeline.sample import NO_CLASS, Flag, Label, Sample
 from training.reader import Verify
 
+PATIENCE_S = 300.0
 _AUGMENT = 0x61756765  # keeps the augmentation apart from the other uses of (seed, epoch)
 
 
@@ -75,6 +76,8 @@ class DataConfig(Config):
     """Input normalisation, from the set's band statistics."""
     workers: int = Field(default=0, ge=0)
     """Loader processes a rank; 0 loads in the training process."""
+    timeout_s: float = Field(default=PATIENCE_S, gt=0)
+    """How long a loader process may take for a batch before the run saves and ends."""
     verify: Verify = "size"
     """Check of the shards at the start: file sizes, or sha256 of every byte."""
 

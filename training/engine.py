@@ -11,18 +11,22 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from pipeline.config import Config
-from pipeline.errors import ConfigError, CorruptDataError, MissingPackageError, TrainingError
+from pipeline.errors import ConfigError, MissingPackageError
+from training.blocks import Stack
+from training.flops import measure_peak
+from training.report import Report, Told
+from training.states import Holder, Snapshot
+from training.update import Update
 from training.world import World
 
 
@@ -33,8 +37,21 @@ class EngineConfig(Config):
     """ZeRO: 1 shares the optimiser's state among the ranks, 2 also gradients, 3 also parameters."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 on GPUs that have it, fp32 elsewhere (bf16 is several times slower on plain CPUs)."""
+    recompute: bool = False
+    """Keep only what enters each block and compute the rest again in the backward pass: less memory, more batch, for a
+    third more time."""
+    compile: bool = False
+    """Compile the blocks with torch.compile: a minute at the start, faster steps on GPUs; not with ZeRO 3."""
     timeout_s: float = Field(default=600.0, gt=0)
     """How long a rank waits for the others before it gives up."""
+
+    @model_validator(mode="after")
+    def _sound(self) -> EngineConfig:
+        if self.compile and self.zero_stage == 3:
+            raise ValueError(
+                "compile: true cannot be had with zero_stage: 3, which swaps weights inside blocks"
+            )
+        return self
 
     def resolve(self, device: torch.device) -> str:
         """Return the precision used on `device`; raises `ConfigError` for what would train wrongly."""
@@ -62,23 +79,6 @@ class Recipe:
     """Micro-batches of a step."""
 
 
-@dataclass(frozen=True)
-class StepResult:
-    """What a step reports, over the global batch."""
-
-    loss: float
-    grad_norm: float
-    lr: float
-    applied: bool
-    """Whether the optimiser moved the weights."""
-    stop: bool
-    """Whether any rank was asked to stop."""
-    counted: float
-    """Items that the loss's first term is the mean of."""
-    observed: dict[str, float]
-    """What each rank observed, averaged over the ranks."""
-
-
 class Sums(Protocol):
     """The losses of one rank's step."""
 
@@ -101,28 +101,38 @@ class Engine:
     def __init__(self, model: nn.Module, recipe: Recipe, config: EngineConfig, world: World) -> None:
         self.world, self.config, self.recipe = world, config, recipe
         self.precision = config.resolve(world.device)
+        _prepare_blocks(model, config)
         world.connect(config.timeout_s)
         deepspeed = _import_deepspeed(world.device)
         # ours, not "AdamW" in the configuration: that one compiles an extension for minutes
-        optimiser = torch.optim.AdamW(recipe.groups, lr=1.0, betas=recipe.betas, fused=True)
+        self._update = Update(recipe.groups, recipe.betas, recipe.clip_norm)
         self._engine, self._optimiser, _, _ = deepspeed.initialize(
             model=model.to(world.device),
-            optimizer=optimiser,
+            optimizer=self._update.optimiser,
             config=self._deepspeed_config(),
             dist_init_required=False,
         )
-        self._fixed = [{k: v for k, v in group.items() if k != "params"} for group in recipe.groups]
 
     def _deepspeed_config(self) -> dict[str, object]:
+        zero: dict[str, object] = {"stage": self.config.zero_stage}
+        if self._gated and self.config.zero_stage:
+            zero["compute_grad_norm"] = False
         return {
             "train_micro_batch_size_per_gpu": self.recipe.micro,
             "gradient_accumulation_steps": self.recipe.accumulation,
-            "gradient_clipping": self.recipe.clip_norm,
-            "zero_optimization": {"stage": self.config.zero_stage},
+            "gradient_clipping": 0.0 if self._gated else self.recipe.clip_norm,
+            "zero_optimization": zero,
             "zero_allow_untested_optimizer": True,
-            "bf16": {"enabled": self.precision == "bf16"},
+            "bf16": {"enabled": self.precision == "bf16", "check_grad_overflow": not self._gated},
             "steps_per_print": 10**9,
+            # it waits for the device twice a step, for a number that nobody reads
+            "timers": {"throughput": {"enabled": False}},
         }
+
+    @property
+    def _gated(self) -> bool:
+        """Whether clipping and the gate are the update's; DeepSpeed's own make the host wait, at stage 3 as ever."""
+        return self.config.zero_stage < 3
 
     @property
     def module(self) -> nn.Module:
@@ -130,105 +140,73 @@ class Engine:
         module: nn.Module = self._engine
         return module
 
-    def step(self, work: Sums, lr: float, stop: bool) -> StepResult:
+    def peak_flops(self) -> float:
+        """Measure the operations a second of a matrix product at its best, on this rank's device."""
+        return measure_peak(self.world.device, torch.bfloat16 if self.precision == "bf16" else torch.float32)
+
+    def step(self, work: Sums, lr: float, stop: bool) -> Report:
         """Run one optimiser step over the micro-batches' summed losses.
 
-        stop: whether this rank was asked to stop; the result tells whether any was.
-        Raises `TrainingError` on all ranks where loss or gradient is not finite.
+        stop: whether this rank was asked to stop; the report tells whether any was.
         """
         # stays on the device: the host need not know it before the backward pass
         total = self.world.add(self.world.pack(work.counted)).clamp(min=1)
         # DeepSpeed divides by ranks and accumulation steps; the factor undoes both
         factor = (self.world.size * self.recipe.accumulation / total).float()
-        self._set_lr(lr)
+        self._update.set_lr(lr)
         summed = torch.zeros_like(total)
-        norm: float | Tensor | None = None
         for number, loss in enumerate(work.losses, start=1):
-            self._engine.backward((loss * factor).sum())
+            # nothing is added, or NaN: a loss that is not finite must not have finite gradients
+            self._engine.backward((loss * (factor + 0 * loss.detach())).sum())
             summed += loss.detach()
-            last = number == self.recipe.accumulation
-            norm = self._norm_before_step() if last and self.config.zero_stage == 0 else None
+            if number < self.recipe.accumulation:
+                self._engine.step()
+        norm, missed = self.apply()
+        return Report(Told(lr, norm, missed, stop, [*summed], work.counted, work.observed), self.world)
+
+    def apply(self) -> tuple[float | Tensor, float | Tensor]:
+        """Move the weights, once the backward pass is through; return the gradient's norm and 1 where they stay as they were."""
+        if self._gated:
+            norm = self._norm()
+            missed = self._update.gate(norm)
             self._engine.step()
-        norm = self._engine.get_global_grad_norm() if norm is None else norm
-        result = self._agree(summed, norm, lr, stop, work)
-        _require_finite(result)
-        return result
+            return norm, missed
+        self._engine.step()
+        known = self._engine.get_global_grad_norm()
+        return math.nan if known is None else known, float(not self._engine.was_step_applied())
 
-    def _agree(
-        self, summed: Tensor, norm: float | Tensor | None, lr: float, stop: bool, work: Sums
-    ) -> StepResult:
-        """Tell all ranks the same of a step, in one reduction and one copy to the host."""
-        missed = not self._engine.was_step_applied()
-        known = math.nan if norm is None else norm
-        terms = len(work.counted)
-        found = [known, float(stop), float(missed), *summed, *work.counted, *work.observed.values()]
-        norms, stops, misses, *rest = self.world.sum(found)
-        sums, counted, observed = rest[:terms], rest[terms : 2 * terms], rest[2 * terms :]
-        return StepResult(
-            sum(s / max(n, 1.0) for s, n in zip(sums, counted, strict=True)),
-            norms / self.world.size,
-            lr,
-            applied=not misses,
-            stop=stops > 0,
-            counted=counted[0],
-            observed=dict(zip(work.observed, (v / self.world.size for v in observed), strict=True)),
-        )
-
-    def _set_lr(self, lr: float) -> None:
-        for group, fixed in zip(self._optimiser.param_groups, self._fixed, strict=True):
-            # a pure function of the step, so the schedule has no state to save
-            group["lr"] = lr * float(fixed.get("lr_scale", 1.0))  # type: ignore[arg-type]
-
-    def _norm_before_step(self) -> float:
-        """Return the gradient norm at stage 0, where DeepSpeed reports none and would apply a non-finite step."""
+    def _norm(self) -> Tensor:
+        """Return the norm of the global gradient, on the device."""
+        if self.config.zero_stage:
+            shared: Tensor = self._optimiser.scaled_global_norm()
+            return shared
         gradients = [p.grad for p in self._engine.module.parameters() if p.grad is not None]
-        norm = float(torch.nn.utils.get_total_norm(gradients))
-        if not math.isfinite(norm):
-            raise TrainingError(
-                f"the gradient norm is {norm} before the update; lower optimiser.base_lr or look at the batch."
-            )
-        return norm
+        return torch.nn.utils.get_total_norm(gradients)
 
-    def save(self, folder: Path) -> None:
-        """Write this engine's state below `folder`; collective."""
-        with _quiet():
-            self._engine.save_checkpoint(str(folder), tag="state", save_latest=False)
+    def snapshot(self) -> Snapshot:
+        """Return everything that training has changed, on rank 0; collective."""
+        held, main = self._held, self.world.main
+        return Snapshot(held.weights(main), held.moments(main))
 
-    def load(self, folder: Path) -> None:
-        """Read what `save` wrote; collective. Raises `CorruptDataError` where nothing was found."""
-        with _quiet():
-            found, _ = self._engine.load_checkpoint(str(folder), tag="state")
-        if found is None:
-            raise CorruptDataError(f"{folder} holds no DeepSpeed state of this kind (ZeRO stage, ranks).")
-        self._mend_groups()
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go on from what `snapshot` returned, maybe on other ranks and at another ZeRO stage."""
+        self._held.restore(snapshot)
 
-    def _mend_groups(self) -> None:
-        """Undo what ZeRO-3 mixes up on loading: group values copied from group 0, one shared step counter."""
-        inner = getattr(self._optimiser, "optimizer", self._optimiser)
-        for holder in (self._optimiser, inner):
-            for group, fixed in zip(holder.param_groups, self._fixed, strict=True):
-                group.update(fixed)
-        # one tensor shared by all parameters would be advanced once for each
-        for state in inner.state.values():
-            if isinstance(state.get("step"), Tensor):
-                state["step"] = state["step"].clone()
+    @property
+    def _held(self) -> Holder:
+        return Holder(self._engine.module, self._optimiser)
 
     def weights(self) -> dict[str, Tensor]:
         """Return the full float32 weights on the CPU, on every rank; collective."""
-        full = _full_parameter()
-        named = {name: full(p) for name, p in self._engine.module.named_parameters()}
-        # tables that follow from the configuration are buffers too, but no part of the state
-        kept = self._engine.module.state_dict().keys()
-        buffers = {k: v for k, v in self._engine.module.named_buffers() if k in kept}
-        return {k: v.detach().float().cpu().contiguous() for k, v in (named | buffers).items()}
+        return self._held.weights()
 
 
-def _require_finite(result: StepResult) -> None:
-    if not math.isfinite(result.loss) or not result.applied:
-        raise TrainingError(
-            f"loss {result.loss}, gradient norm {result.grad_norm}, update applied: {result.applied}."
-            " The last good checkpoint is kept; lower optimiser.base_lr or look at the batch."
-        )
+def _prepare_blocks(model: nn.Module, config: EngineConfig) -> None:
+    """Let the model's blocks recompute or be compiled, as configured."""
+    for stack in (m for m in model.modules() if isinstance(m, Stack)):
+        stack.recompute = config.recompute
+        for block in stack if config.compile else ():
+            block.compile()
 
 
 def _import_deepspeed(device: torch.device) -> Any:
@@ -260,18 +238,3 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logging.disable(before)
-
-
-def _full_parameter() -> Callable[[nn.Parameter], Tensor]:
-    """Return a function that gives a parameter's full float32 value whatever the ZeRO stage; collective."""
-    from deepspeed.runtime.zero import GatheredParameters
-    from deepspeed.utils import safe_get_full_fp32_param
-
-    def full(parameter: nn.Parameter) -> Tensor:
-        value = safe_get_full_fp32_param(parameter) if parameter.requires_grad else None
-        if value is not None:
-            return value  # type: ignore[no-any-return]
-        with GatheredParameters([parameter]):  # frozen, or stage 0; a no-op where the parameter is whole
-            return parameter.data.clone()
-
-    return full

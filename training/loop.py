@@ -7,24 +7,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from torch import Tensor, nn
 
 from pipeline.config import differences
-from pipeline.console import Progress, say
-from pipeline.errors import ConfigError, ContractError
+from pipeline.console import LOG, Progress, say
+from pipeline.errors import ConfigError, ContractError, OutputError, TrainingError
 from training import runs
-from training.checkpoint import FORMAT_VERSION, RunData, State, Store, read_state
+from training.checkpoint import FORMAT_VERSION, RunData, State, Store, read_snapshot, read_state
 from training.data import Batch
-from training.engine import Engine, Recipe, StepResult
+from training.engine import Engine, Recipe
+from training.feeding import Feed
 from training.guards import COMPLETE, INTERRUPTED, STOP, mark
 from training.model import count_parameters
+from training.report import Report, StepResult
 from training.runs import RunConfig
 from training.schedule import learning_rate
 from training.stream import ShardStream
 from training.tracking import Tracker
+from training.watch import Peers, Watch, Watched
 from training.world import World
 
 
@@ -38,6 +41,8 @@ class Prepared:
     """Items that each term sums over, on this rank."""
     observed: dict[str, float]
     """What to log beside the loss; the same names on every rank."""
+    flops: int = 0
+    """Operations of this rank's step, as `training.flops` counts them; 0 where nobody counts."""
 
 
 class Work(Protocol):
@@ -99,16 +104,12 @@ class Session:
 def train(work: Work) -> bool:
     """Run or resume a training; True when it is complete, False when it was interrupted and saved."""
     config, world = work.config, work.world
-    world.require_same("data", work.data.digest)
-    micro = config.batch.size // world.size // work.stream.accumulation
-    recipe = Recipe(
-        work.groups(), config.optimiser.betas, config.optimiser.clip_norm, micro, work.stream.accumulation
-    )
+    world.require_same("data", work.data.model_dump(mode="json"))
     if world.main:
         say(work.plan())
     parameters = count_parameters(work.model)  # before ZeRO-3 takes them apart
-    engine = Engine(work.model, recipe, config.engine, world)
-    store = Store(config.folder, world, config.keep_last)
+    engine = make_engine(work)
+    store = Store(config.folder, world, config.keep_last, config.keep_every_steps)
     start = _resume(work, engine, store)
     extra = {"parameters": parameters, "ranks": world.size, "data_digest": work.data.digest}
     identity = runs.identity(config, work.kind, extra)
@@ -118,6 +119,14 @@ def train(work: Work) -> bool:
     # a rank that ends with 85 makes srun kill the others: none may leave before rank 0 has told MLflow everything
     world.barrier()
     return complete
+
+
+def make_engine(work: Work) -> Engine:
+    """Put a work's model under DeepSpeed; collective."""
+    config, accumulation = work.config, work.stream.accumulation
+    micro, optimiser = config.batch.size // work.world.size // accumulation, config.optimiser
+    recipe = Recipe(work.groups(), optimiser.betas, optimiser.clip_norm, micro, accumulation)
+    return Engine(work.model, recipe, config.engine, work.world)
 
 
 def _resume(work: Work, engine: Engine, store: Store) -> int:
@@ -131,11 +140,6 @@ def _resume(work: Work, engine: Engine, store: Store) -> int:
             f"{folder} was written by an older version: its weights can be used, but its training cannot go on. Give"
             " another name=... for a new run."
         )
-    # a ZeRO state is cut by ranks; loading it on others would fail later and less clearly
-    if state.ranks != work.world.size:
-        raise ConfigError(
-            f"{folder} was written by {state.ranks} ranks, not {work.world.size}; start {state.ranks} ranks."
-        )
     if state.data.digest != work.data.digest and work.config.resume == "auto":
         before, now = (
             {s.path: s.model_dump(exclude={"path"}) for s in d.sets} for d in (state.data, work.data)
@@ -144,40 +148,144 @@ def _resume(work: Work, engine: Engine, store: Store) -> int:
             f"{folder} was trained on other data than {work.config.data.names} ({'; '.join(differences(before, now))});"
             " resume=changed allows it."
         )
-    engine.load(folder / "engine")
+    engine.restore(read_snapshot(folder))
     if work.world.main:
-        say(f"going on from {folder} at step {state.step}")
+        resized = (
+            f", on {work.world.size} ranks instead of {state.ranks}" if state.ranks != work.world.size else ""
+        )
+        say(f"going on from {folder} at step {state.step}{resized}")
     return state.step
 
 
 def _loop(session: Session, start: int) -> bool:
     """Train from step `start`; every rank leaves after the same step. Returns whether the run is complete."""
-    work, engine, tracker = session.work, session.engine, session.tracker
+    work, engine = session.work, session.engine
     config, span = work.config, Span.of(work.config, work.stream)
-    progress = Progress(work.kind, span.total, "steps", done=start, live=work.world.main)
     peak = config.optimiser.peak_lr(config.batch.size)
-    began = time.perf_counter()
-    for batch in work.stream.batches(start, span.total, config.data.workers):
-        loaded, step = time.perf_counter(), batch.step + 1
-        prepared = work.prepare(batch, engine)
+    progress = Progress(work.kind, span.total, "steps", done=start, live=work.world.main)
+    ledger = Ledger(work, session.tracker, progress, engine.peak_flops())
+    feed, peers = Feed(work.stream, range(start, span.total), config.data), Peers(config.guards, work.world)
+    for batch in ledger.batches(iter(feed)):
+        step, prepared = batch.step + 1, work.prepare(batch, engine)
+        prepared = replace(prepared, losses=peers.timed(prepared.losses))
         lr = learning_rate(batch.step, peak, span.warmup, span.total)
-        result = engine.step(prepared, lr, STOP.received or step == config.stop_at)
-        if step == start + 1:
-            _require_counted(result, config)
-        now = time.perf_counter()
-        metrics = _measured(result, config.batch.size, loaded - began, now - began)
-        if len(work.data.sensors) > 1:
-            metrics[f"loss_{batch.sensor}"] = result.loss
-        tracker.log(step, metrics | result.observed | work.measure(step, engine))
-        progress.advance(note=f"loss {result.loss:.4f}, lr {lr:.2e}")
-        # the same on all ranks, for result.stop was agreed by all
-        if result.stop or step == span.total or step % config.save_every_steps == 0:
-            session.store.save(engine, _state(work, step))
-            tracker.commit(step)
-        if result.stop:
+        with work.world.named(f"step {step}"):
+            report = engine.step(prepared, lr, STOP.received or bool(feed.problem))
+        # of the step before: by now the device has it, and has this one to go on with
+        stop = ledger.close() or step == config.stop_at
+        scores = work.measure(step, engine) | peers.compare(step, engine.module)
+        ledger.open(Entry(step, batch, report, scores, prepared.flops))
+        if stop or step == span.total or step % config.save_every_steps == 0:
+            # nothing is saved before it is known to be finite
+            stop = ledger.close() or stop
+            ledger.told = {"save_s": _save(session, step, stop or step == span.total)}
+        # the same on all ranks, for what is read was agreed by all
+        if stop:
+            _require_fed(work.world, feed)
             return step == span.total
-        began = time.perf_counter()
     return True
+
+
+def _save(session: Session, step: int, last: bool) -> float:
+    """Save, and let the tracker have what is saved; returns the seconds that it took; collective."""
+    work, began = session.work, time.perf_counter()
+    try:
+        session.store.save(session.engine, _state(work, step))
+    except OutputError as error:
+        # the last one is what the run is for
+        if last or work.config.save_failure == "stop":
+            raise
+        if work.world.main:
+            LOG.warning("step %d is not saved, the run goes on: %s", step, error)
+    else:
+        session.tracker.commit(step)
+    return time.perf_counter() - began
+
+
+def _require_fed(world: World, feed: Feed) -> None:
+    """Raise `TrainingError` on all ranks where the batches of one came to an end early."""
+    told = {rank: str(problem) for rank, problem in enumerate(world.gather(feed.problem)) if problem}
+    if told:
+        raise TrainingError("; ".join(f"rank {rank}: {problem}" for rank, problem in told.items()))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A step that the device may still be busy with."""
+
+    step: int
+    batch: Batch
+    report: Report
+    scores: dict[str, float]
+    """What was measured after it."""
+    flops: int
+    """Operations of this rank."""
+
+
+class Ledger:
+    """Records steps, each when the next one is under way: the host need not wait for the device in between."""
+
+    def __init__(self, work: Work, tracker: Tracker, progress: Progress, peak: float) -> None:
+        """peak: operations that a rank's device does in a second at its best."""
+        self._work, self._tracker, self._progress, self._peak = work, tracker, progress, peak
+        self._open: Entry | None = None
+        self._first = True
+        self._watch = Watch(work.config.guards, work.world, work.config.folder)
+        self.told: dict[str, float] = {}
+        """What to log with the next step."""
+        self._asked = self._loaded = time.perf_counter()
+        self._turn = (self._asked,) * 3
+
+    def batches(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Pass batches on, and take the time that they are waited for."""
+        self._asked = time.perf_counter()
+        for batch in batches:
+            self._loaded = time.perf_counter()
+            yield batch
+            self._asked = time.perf_counter()
+
+    def open(self, entry: Entry) -> None:
+        """Take a step whose result is not read yet."""
+        self._open = entry
+        self._turn = self._asked, self._loaded, time.perf_counter()
+
+    def close(self) -> bool:
+        """Read and record the open step, if there is one; returns whether any rank was asked to stop.
+
+        Raises `TrainingError` on all ranks where too many in a row were not finite.
+        """
+        entry, self._open = self._open, None
+        if entry is None:
+            return False
+        result, config = entry.report.read(), self._work.config
+        if self._first:
+            _require_counted(result, config)
+            self._first = False
+        metrics = self._measured(result) | self._speed(entry.flops) | result.observed | entry.scores
+        metrics |= self._watch.see(Watched(entry.step, result, entry.batch.keys)) | self.told
+        self.told = {}
+        if len(self._work.data.sensors) > 1:
+            metrics[f"loss_{entry.batch.sensor}"] = result.loss
+        self._tracker.log(entry.step, metrics)
+        self._progress.advance(note=f"loss {result.loss:.4f}, lr {result.lr:.2e}")
+        return result.stop
+
+    def _measured(self, result: StepResult) -> dict[str, float]:
+        return {"loss": result.loss, "grad_norm": result.grad_norm, "lr": result.lr}
+
+    def _speed(self, flops: int) -> dict[str, float]:
+        asked, loaded, left = self._turn
+        # where the step is not left to run on, its time is what was waited for it
+        whole_s = (time.perf_counter() if asked == self._asked else left) - asked
+        found = {
+            "samples_per_s": self._work.config.batch.size / whole_s,
+            "data_wait_share": (loaded - asked) / whole_s,
+        }
+        counted = {
+            "flops_per_s": flops * self._work.world.size / whole_s,
+            "peak_share": flops / whole_s / self._peak,
+        }
+        return found | (counted if flops else {})
 
 
 def _require_counted(result: StepResult, config: RunConfig) -> None:
@@ -187,16 +295,6 @@ def _require_counted(result: StepResult, config: RunConfig) -> None:
             f"no sample of the first batch from {config.data.names} counts: none has a label, or none has enough"
             " valid pixels. Look at the set with preprocessing/show.py and verify.py."
         )
-
-
-def _measured(result: StepResult, samples: int, waited_s: float, whole_s: float) -> dict[str, float]:
-    return {
-        "loss": result.loss,
-        "grad_norm": result.grad_norm,
-        "lr": result.lr,
-        "samples_per_s": samples / whole_s,
-        "data_wait_share": waited_s / whole_s,
-    }
 
 
 def _state(work: Work, step: int) -> State:

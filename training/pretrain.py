@@ -34,6 +34,7 @@ from training.architecture import ModelConfig
 from training.chosen import Chosen
 from training.data import Batch, View, make_view
 from training.engine import Engine
+from training.flops import step_flops
 from training.handover import Origin, Tables, hand_over
 from training.inputs import SensorInput
 from training.loop import Prepared, Span, train
@@ -45,7 +46,7 @@ from training.stream import ShardStream
 from training.targets import picture
 from training.tokens import Layout, to_cubes
 from training.tracking import Tracker
-from training.world import World
+from training.world import World, to_device
 
 COMMAND = Command(
     "Pretrain a spectral masked autoencoder (S2MAE) on a shard set.",
@@ -151,7 +152,8 @@ class Pretraining:
         counted = [float(choice.counted_BM.sum())]
         if self.config.model.spectral_sum_loss:
             counted.append(float(batch.valid_BS.sum()))
-        return Prepared(self._losses(batch, choice, engine), tuple(counted), choice.observed)
+        flops = step_flops(self.config.model, self.inputs[batch.sensor].layout, choice)
+        return Prepared(self._losses(batch, choice, engine), tuple(counted), choice.observed, flops)
 
     def _losses(self, batch: Batch, choice: Choice, engine: Engine) -> Iterator[Tensor]:
         for part in batch.micro_batches(self.stream.accumulation):
@@ -160,7 +162,7 @@ class Pretraining:
     def _given(self, batch: Batch, choice: Choice, part: slice) -> tuple[Tensor, Chosen, str]:
         """Put one micro-batch on the device: int16 travels, normalisation happens there."""
         device, mine = self.world.device, self.inputs[batch.sensor]
-        image_BCHW = mine.normaliser(batch.image_BCHW[part].to(device, non_blocking=True))
+        image_BCHW = mine.normaliser(to_device(batch.image_BCHW[part], device))
         chosen = Chosen.of(choice, batch.valid_BS, part, mine.layout.tokens).to(device)
         return image_BCHW, chosen, batch.sensor
 

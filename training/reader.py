@@ -102,6 +102,10 @@ class ShardReader:
         if verify == "sha256" and manifests.sha256(path) != shard.sha256:
             raise CorruptDataError(f"shard {path} does not have its recorded checksum. Make it again.")
 
+    def place(self, number: int) -> Path:
+        """Return the shard that sample `number` lies in."""
+        return self.folder / self.shards[bisect.bisect_right(self._ends, number)].path
+
     def read(self, number: int) -> Sample:
         """Read and decode sample `number`."""
         place = bisect.bisect_right(self._ends, number)

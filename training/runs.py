@@ -9,6 +9,7 @@ RUN/COMPLETE or RUN/INTERRUPTED
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import re
@@ -33,10 +34,13 @@ from training.engine import EngineConfig
 from training.guards import COMPLETE, clear_marks
 from training.schedule import OptimiserConfig
 from training.tracking import RunIdentity, TrackingConfig
+from training.watch import GuardsConfig
 from training.world import World
 
-_FREE = ("output", "name", "stop_at", "resume", "tracking", "save_every_steps", "keep_last", "data.workers",
-         "data.verify", "data.shards", "panel_images", "engine.timeout_s")  # fmt: skip
+_FREE = ("output", "name", "stop_at", "resume", "tracking", "save_every_steps", "keep_last", "keep_every_steps",
+         "data.workers", "data.verify", "data.timeout_s", "data.shards", "panel_images", "engine.timeout_s", "batch.micro",
+         "engine.zero_stage", "guards", "save_failure")  # fmt: skip
+"""Keys that may change on the way: what is trained on, and what comes of it, stays the same."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 
 
@@ -56,7 +60,13 @@ class RunConfig(Config):
     save_every_steps: int = Field(default=500, ge=1)
     """Steps between checkpoints."""
     keep_last: int = Field(default=2, ge=2)
-    """Checkpoints kept."""
+    """Newest checkpoints kept."""
+    keep_every_steps: int | None = Field(default=None, ge=1)
+    """Checkpoints of every multiple of so many steps are kept for good; null keeps none but the newest."""
+    save_failure: Literal["stop", "go_on"] = "stop"
+    """What becomes of a run whose checkpoint cannot be written, on a full disk say; the last one always stops it."""
+    guards: GuardsConfig = GuardsConfig()
+    """What the run is watched for."""
     tracking: TrackingConfig = TrackingConfig()
     """Where the run is recorded."""
     data: DataConfig
@@ -140,8 +150,8 @@ def prepare(config: RunConfig, world: World) -> bool:
 
     Raises `ConfigError` where the folder holds a run of another configuration, or ranks differ.
     """
-    world.require_same("configuration", dump(config))
-    world.require_same("code version", __version__)
+    world.require_same("configuration", config.model_dump(mode="json"))
+    world.require_same("code", {"version": __version__} | code_digests())
     recorded = config.folder / "config.yaml"
     # only a run that has saved something can be continued wrongly
     if any((config.folder / "checkpoints").glob("step-*")) and config.resume == "auto":
@@ -171,6 +181,12 @@ def identity(config: RunConfig, kind: str, extra: Mapping[str, object]) -> RunId
     return RunIdentity(
         config.folder, kind, parameters, tags | {f"version.{p}": _version(p) for p in ("torch", "deepspeed")}
     )
+
+
+def code_digests() -> dict[str, str]:
+    """Return what identifies the code that runs, file by file."""
+    files = (path for room in ("pipeline", "training") for path in sorted((ROOT / room).rglob("*.py")))
+    return {str(p.relative_to(ROOT)): hashlib.sha256(p.read_bytes()).hexdigest()[:12] for p in files}
 
 
 def git_commit() -> str:

@@ -50,11 +50,21 @@ class Source:
         """The folders, for people."""
         return ", ".join(str(r.folder) for r in self.readers)
 
-    def read(self, number: int) -> Sample:
-        """Read and decode sample `number` of the row."""
+    def _find(self, number: int) -> tuple[ShardReader, int]:
+        """Return the set of sample `number` of the row, and its number there."""
         place = bisect.bisect_right(self._ends, number)
         reader = self.readers[place]
-        return reader.read(number - (self._ends[place] - len(reader)))
+        return reader, number - (self._ends[place] - len(reader))
+
+    def read(self, number: int) -> Sample:
+        """Read and decode sample `number` of the row."""
+        reader, inside = self._find(number)
+        return reader.read(inside)
+
+    def place(self, number: int) -> Path:
+        """Return the shard that sample `number` of the row lies in."""
+        reader, inside = self._find(number)
+        return reader.place(inside)
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,14 @@ import math
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline.sample import Sample
-from training.data import Batch, BatchConfig, View, collate, look
+from training.data import PATIENCE_S, Batch, BatchConfig, View, collate, look
 from training.order import Draws, Offer, Order
 from training.sets import Part
 from training.world import World
@@ -70,9 +71,15 @@ class ShardStream(Dataset[Batch]):
         looked = [look(sources[s].read(number), view, epoch, visit) for s, number, visit in places]
         return collate(step, epoch, looked, view, visits)
 
-    def batches(self, start: int, stop: int, workers: int) -> Iterator[Batch]:
+    def shards(self, step: int) -> list[Path]:
+        """Return the shards that this rank's samples of a step lie in."""
+        drawn = self.mine(step)
+        sources = self.parts[drawn.sensor].family.sources
+        return sorted({sources[s].place(n) for s, n in zip(drawn.source.tolist(), drawn.sample.tolist(), strict=True)})
+
+    def batches(self, start: int, stop: int, workers: int, timeout_s: float = PATIENCE_S) -> Iterator[Batch]:
         """Yield the batches of steps [start, stop), loaded ahead by `workers` processes."""
-        yield from _loader(self, range(start, stop), workers)
+        yield from _loader(self, range(start, stop), workers, timeout_s)
 
 
 class Samples(Protocol):
@@ -113,10 +120,10 @@ class Pass(Dataset[Batch]):
 
     def batches(self, workers: int) -> Iterator[Batch]:
         """Yield all batches of this rank."""
-        yield from _loader(self, range(len(self)), workers)
+        yield from _loader(self, range(len(self)), workers, PATIENCE_S)
 
 
-def _loader(dataset: Dataset[Batch], steps: range, workers: int) -> DataLoader[Batch]:
+def _loader(dataset: Dataset[Batch], steps: range, workers: int, timeout_s: float) -> DataLoader[Batch]:
     return DataLoader(
         dataset,
         batch_size=None,
@@ -124,7 +131,7 @@ def _loader(dataset: Dataset[Batch], steps: range, workers: int) -> DataLoader[B
         num_workers=workers,
         worker_init_fn=_ignore_signals if workers else None,
         generator=torch.Generator(),  # its own: the loader must not draw from the global one
-        timeout=300 if workers else 0,
+        timeout=timeout_s if workers else 0,
     )
 
 

@@ -195,7 +195,10 @@ class Rescale:
 
 
 def _constants(recorded: Normalisation, device: torch.device) -> tuple[Tensor, Tensor]:
-    shift, span = (
-        torch.as_tensor(v, dtype=torch.float32, device=device) for v in (recorded.shift, recorded.span)
-    )
-    return shift.view(1, -1, 1, 1), span.view(1, -1, 1, 1)
+    return _copied(tuple(recorded.shift.tolist()), device), _copied(tuple(recorded.span.tolist()), device)
+
+
+@lru_cache(maxsize=64)
+def _copied(values: tuple[float, ...], device: torch.device) -> Tensor:
+    # once: the host waits for the device when it copies a few numbers there
+    return torch.tensor(values, dtype=torch.float32, device=device).view(1, -1, 1, 1)

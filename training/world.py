@@ -6,19 +6,26 @@ The clock and the environment are read here and at the other edges only.
 from __future__ import annotations
 
 import os
+import re
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pipeline.errors import ConfigError
+from pipeline.config import differences
+from pipeline.errors import ConfigError, TrainingError
 
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _SLURM = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
+
+_LOST = re.compile(r"gloo|nccl|connection (closed|reset)|timed out|timeout", re.IGNORECASE)
+_MOST_TOLD = 10
 
 
 @dataclass(frozen=True)
@@ -92,9 +99,13 @@ class World:
         }
 
     def pack(self, values: Sequence[float | Tensor]) -> Tensor:
-        """Put a few numbers, on any device, into one float64 tensor on this rank's device."""
+        """Put a few numbers, the host's and the device's, into one float64 tensor on this rank's device."""
         # float64: the sum of a thousand ranks must not depend on their order in the seventh digit
-        return torch.stack([torch.as_tensor(v, dtype=torch.float64, device=self.device) for v in values])
+        there = [isinstance(v, Tensor) and v.device == self.device for v in values]
+        known = [0.0 if t else float(v) for v, t in zip(values, there, strict=True)]
+        hosts = to_device(torch.tensor(known, dtype=torch.float64), self.device).unbind()
+        mixed = (torch.as_tensor(v) if t else h for v, t, h in zip(values, there, hosts, strict=True))
+        return torch.stack([v.reshape(()).double() for v in mixed])
 
     def add(self, packed: Tensor) -> Tensor:
         """Add up over all ranks, in place; the host does not wait for it."""
@@ -102,9 +113,24 @@ class World:
             dist.all_reduce(packed)
         return packed
 
+    def send(self, values: Sequence[float | Tensor]) -> Callable[[], list[float]]:
+        """Start adding up a few numbers over all ranks in one reduction; return what waits for them and reads them."""
+        packed = self.add(self.pack(values))
+        if self.device.type == "cpu":
+            return packed.tolist
+        there = torch.empty_like(packed, device="cpu", pin_memory=True).copy_(packed, non_blocking=True)
+        arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        arrived.record()
+
+        def read() -> list[float]:
+            arrived.synchronize()
+            return list(there.tolist())
+
+        return read
+
     def sum(self, values: Sequence[float | Tensor]) -> list[float]:
         """Add up a few numbers over all ranks in one reduction, and read them."""
-        return list(self.add(self.pack(values)).tolist())
+        return self.send(values)()
 
     def gather(self, value: object) -> list[object]:
         """Return every rank's `value`, in rank order, on every rank."""
@@ -119,19 +145,42 @@ class World:
         if self.size > 1:
             dist.barrier()
 
-    def require_same(self, what: str, value: str) -> None:
-        """Raise `ConfigError` on all ranks unless all were started with the same `value`."""
-        found = self.gather(value)
-        if any(other != found[0] for other in found):
-            odd = [str(rank) for rank, other in enumerate(found) if other != found[0]]
+    def require_same(self, what: str, value: dict[str, Any]) -> None:
+        """Raise `ConfigError` on all ranks, with the differences, unless all were started with the same `value`."""
+        found = [each for each in self.gather(value) if isinstance(each, dict)]
+        odd = {rank: differences(found[0], each) for rank, each in enumerate(found) if each != found[0]}
+        if odd:
+            told = "; ".join(f"rank {rank}: {', '.join(d[:_MOST_TOLD])}" for rank, d in odd.items())
             raise ConfigError(
-                f"ranks {', '.join(odd)} were started with another {what} than rank 0; start all alike."
+                f"not all ranks were started with the {what} of rank 0 ({told}); start all alike."
             )
+
+    @contextmanager
+    def named(self, what: str) -> Iterator[None]:
+        """Turn the loss of another rank during `what` into one clear line: `TrainingError`."""
+        try:
+            yield
+        except RuntimeError as error:
+            # torch has no class of its own for what gloo and NCCL say
+            if self.size == 1 or not _LOST.search(str(error)):
+                raise
+            raise TrainingError(
+                f"rank {self.rank} of {self.size} lost another rank in {what}: it ended, or hangs"
+                f" ({str(error).splitlines()[0]}). Its own last lines tell why; the same command goes on from the last"
+                " checkpoint."
+            ) from error
 
     def close(self) -> None:
         """Leave the process group."""
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def to_device(value: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor of the host to a device; neither waits for the other."""
+    # from other than pinned memory the host would wait for all that the device has yet to do
+    pinned = value.pin_memory() if device.type == "cuda" else value
+    return pinned.to(device, non_blocking=True)
 
 
 def _number(name: str, text: str | None) -> int:

@@ -11,7 +11,8 @@ import pytest
 from safetensors.torch import save_file
 
 from pipeline.errors import ConfigError, ContractError, CorruptDataError, MissingInputError
-from training.checkpoint import Store, find, read_state, read_weights, verify
+from training.checkpoint import Store, find, read_state, read_weights
+from training.sealed import verify
 from training.world import World
 
 
@@ -34,7 +35,7 @@ def test_the_last_two_checkpoints_are_kept_whole(run: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["half", "last 10 bytes", "empty", "flip", "gone"])
-@pytest.mark.parametrize("name", ["weights.safetensors", "state.json"])
+@pytest.mark.parametrize("name", ["weights.safetensors", "moments.safetensors", "state.json"])
 def test_t06_a_damaged_checkpoint_is_passed_over(
     run: Path, name: str, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -59,7 +59,7 @@ def train(stage, config):
     model = SpatialSpectralMAE(ModelConfig(size="tiny", decoder_depth=1, **config), LAYOUTS)
     recipe = Recipe(decay_groups(model, 0.05), (0.9, 0.95), 1.0, 4 // WORLD.size, 1)
     engine = Engine(model, recipe, EngineConfig(zero_stage=stage), WORLD)
-    losses = [engine.step(Work(engine, step), 1e-3, False).loss for step in range(6)]
+    losses = [engine.step(Work(engine, step), 1e-3, False).read().loss for step in range(6)]
     weights = engine.weights()
     return losses, {n: float(w.double().abs().sum()) for n, w in weights.items()}
 

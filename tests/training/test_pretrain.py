@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import pytest
 
+from pipeline.config import load
+from pipeline.errors import ConfigError
 from tests.training.processes import ROOT, SMALL, finish, run_cases, start
 from training import journal
+from training.pretrain import PretrainConfig, Pretraining
+from training.world import World
 
 STAGE_3 = ("name=mixed", "engine.zero_stage=3")
+LONG = os.environ.get("LONG_TESTS") == "1"
+RESIZED = list(product(range(4), range(4))) if LONG else [(0, 3), (1, 2), (2, 0), (3, 3)]
+"""ZeRO stages before and after another number of ranks takes over."""
 
 
 def losses(run: Path) -> list[float]:
@@ -64,12 +73,20 @@ def two_ranks(
         ("pretrain", [*words, "name=both"]),
         ("pretrain", [*stage3, "stop_at=10"]),
         ("pretrain", stage3),
-        ("pretrain", [*words[1:], f"output={trained}", "name=stage1", "resume=changed"]),
         ("pretrain", [words[0], mixed, *SMALL, *STAGE_3, "stop_at=8"]),
         ("pretrain", [words[0], mixed.replace("3}", "2}"), *SMALL, *STAGE_3]),
         ("pretrain", [words[0], mixed, *SMALL, *STAGE_3]),
     ]
+    cases += [("pretrain", [*words, *resized(trained / f"stage{a}", output, b)]) for a, b in RESIZED]
     return output, run_cases(output, cases, ranks=2)
+
+
+def resized(run: Path, output: Path, stage: int) -> tuple[str, ...]:
+    """Copy a run as it was after step 10, and return the words that go on with it at another ZeRO stage."""
+    name = f"{run.name}-{stage}"
+    whole = shutil.ignore_patterns("step-00000020", "COMPLETE")
+    shutil.copytree(run, output / name, ignore=whole)
+    return f"name={name}", f"engine.zero_stage={stage}", "batch.micro=2", "data.workers=1"
 
 
 def test_two_processes_see_what_one_sees(two_ranks: tuple[Path, list[object]], trained: Path) -> None:
@@ -89,7 +106,7 @@ def test_two_sensors_train_together_under_zero_3_as_in_one_process(
     two_ranks: tuple[Path, list[object]], trained: Path
 ) -> None:
     output, outcomes = two_ranks
-    assert (outcomes[4], outcomes[6]) == (False, True)
+    assert (outcomes[3], outcomes[5]) == (False, True)
     # with the interruption between: the same step has the same sensor and samples on all ranks
     assert losses(output / "mixed") == pytest.approx(losses(trained / "mixed"), rel=1e-5)
     by_sensor = [
@@ -103,12 +120,40 @@ def test_two_sensors_train_together_under_zero_3_as_in_one_process(
 
 
 def test_t09_other_weights_are_other_data(two_ranks: tuple[Path, list[object]]) -> None:
-    assert "was trained on other data" in str(two_ranks[1][5])
-    assert "made.weight: 3.0 -> 2.0" in str(two_ranks[1][5])
+    assert "was trained on other data" in str(two_ranks[1][4])
+    assert "made.weight: 3.0 -> 2.0" in str(two_ranks[1][4])
 
 
-def test_another_number_of_ranks_is_refused_by_name(two_ranks: tuple[Path, list[object]]) -> None:
-    assert "was written by 1 ranks, not 2; start 1 ranks" in str(two_ranks[1][3])
+@pytest.mark.parametrize(("before", "after"), RESIZED)
+def test_t08_a_run_goes_on_with_other_ranks_stages_workers_and_micro_batches(
+    two_ranks: tuple[Path, list[object]], trained: Path, before: int, after: int
+) -> None:
+    output, outcomes = two_ranks
+    assert outcomes[6:] == [True] * len(RESIZED)
+    found, whole = losses(output / f"stage{before}-{after}"), losses(trained / "whole")
+    # what was observed of the masks is a mean over the batch: the same samples, cut and masked the same
+    masks = [
+        [line.metrics["mask_saliency_shown"] for line in journal.read(run)]
+        for run in (output / f"stage{before}-{after}", trained / "whole")
+    ]
+    assert masks[0] == pytest.approx(masks[1], rel=1e-9)
+    assert found[:10] == losses(trained / f"stage{before}")[:10]
+    assert found[10:15] == pytest.approx(whole[10:15], rel=1e-5)
+    assert found == pytest.approx(whole, rel=1e-4)
+
+
+def test_t08_two_ranks_become_one(two_ranks: tuple[Path, list[object]], shards: Path, trained: Path) -> None:
+    output, _ = two_ranks
+    words = [f"output={output}", f"data.shards={shards}", *SMALL, "panel_images=0"]
+    cases = [("pretrain", [*words, *resized(output / "stage3", output, 1)])]
+    assert run_cases(output, cases) == [True]
+    assert losses(output / "stage3-1")[10:15] == pytest.approx(losses(trained / "whole")[10:15], rel=1e-5)
+
+
+def test_t08_a_batch_that_the_ranks_cannot_share_is_refused(shards: Path, tmp_path: Path) -> None:
+    config = load(PretrainConfig, None, [f"output={tmp_path}", f"data.shards={shards}", *SMALL, "name=odd"])
+    with pytest.raises(ConfigError, match=r"batch\.size 8 is no multiple of batch\.micro 2 x 3 ranks"):
+        Pretraining(config, World(0, 3))
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])

@@ -1,0 +1,51 @@
+"""Folders that tell whether they are whole: a list of their files with sizes and checksums, written last."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.manifest import sha256, write_atomically
+
+MANIFEST = "MANIFEST.json"
+
+
+def seal(folder: Path, format_version: int) -> None:
+    """Write down what a folder holds, and let the disk have all of it."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    for path in files:
+        _sync(path)
+    listed = {
+        str(p.relative_to(folder)): {"size_bytes": p.stat().st_size, "sha256": sha256(p)} for p in files
+    }
+    write_atomically(
+        folder / MANIFEST, json.dumps({"format_version": format_version, "files": listed}, indent=1).encode()
+    )
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def verify(folder: Path) -> Iterator[str]:
+    """Yield what is wrong with a checkpoint: nothing where it is whole."""
+    try:
+        listed = json.loads((folder / MANIFEST).read_text())["files"]
+    except (OSError, json.JSONDecodeError, KeyError, UnicodeDecodeError) as error:
+        yield f"{MANIFEST} cannot be read ({error})"
+        return
+    for name, expected in listed.items():
+        path = folder / name
+        if not path.is_file():
+            yield f"{name} is missing"
+        elif path.stat().st_size != expected["size_bytes"]:
+            yield f"{name} has {path.stat().st_size} bytes, not {expected['size_bytes']}"
+        elif sha256(path) != expected["sha256"]:
+            yield f"{name} does not have its recorded checksum"
