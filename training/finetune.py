@@ -55,7 +55,7 @@ from training.stream import Pass, ShardStream
 from training.tasks import task
 from training.tracking import Tracker
 from training.weights import Weights
-from training.world import World
+from training.world import World, to_device
 
 COMMAND = Command(
     "Fine-tune a pretrained encoder (or one from scratch) and score it on the whole validation split.",
@@ -144,12 +144,14 @@ class Finetuning:
     def _losses(self, batch: Batch, engine: Engine) -> Iterator[Tensor]:
         usable = self.task.usable(batch)
         for part in batch.micro_batches(self.stream.accumulation):
-            kept = usable[part].to(self.world.device)
-            predicted = engine.module(self._image(batch, part))
-            yield self.task.loss_sum(predicted[kept], batch.labels_B[part].to(kept.device)[kept])[None]
+            # found on the host: a mask on the device would make the host wait to know how many there are
+            kept = usable[part].nonzero().squeeze(1)
+            labels = to_device(batch.labels_B[part][kept], self.world.device)
+            predicted = engine.module(self._image(batch, part))[to_device(kept, self.world.device)]
+            yield self.task.loss_sum(predicted, labels)[None]
 
     def _image(self, batch: Batch, part: slice) -> Tensor:
-        return self.input.normaliser(batch.image_BCHW[part].to(self.world.device, non_blocking=True))
+        return self.input.normaliser(to_device(batch.image_BCHW[part], self.world.device))
 
     def measure(self, step: int, engine: Engine) -> dict[str, float]:
         """Score the validation split every few epochs and at the end."""
