@@ -13,8 +13,8 @@
    quality packing spool assembly leakage           blocks attention decoder targets handover
    reporting page charts pictures cog growth        weights stages recorded update report flops
    scene_work cluster remote exclusive finished     states sealed feeding watch
-   offset_check panels jobs rows strips cells
-   standard_indices contributions codestream
+   offset_check panels jobs rows strips cells       downstream fitted neighbours plain fraction
+   standard_indices contributions codestream        backbones resnet upernet windows mixing
    simulation/* footprints
                       └────────────┬─────────────────────┘
    pipeline/   histogram -> manifest -> contract -> sample ; saliency ; indices -> formulas

@@ -18,6 +18,7 @@ from __future__ import annotations
 import io
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntFlag
 from functools import lru_cache
@@ -41,7 +42,10 @@ KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,80}")
 NO_CLASS = 255
 """Class number of a pixel that has no class."""
 
+_KINDS = (np.dtype(np.int16), np.dtype(np.uint8), np.dtype(np.float32))
 Codec = Literal["lz4", "zstd"]
+Members = Mapping[str, bytes | memoryview]
+"""Suffix -> bytes."""
 Label = int | tuple[int, ...] | NDArray[np.uint8]
 """One class number, the sorted class numbers of a tile, or a class number for every pixel [y, x]."""
 LEVELS: dict[str, int] = {"lz4": 5, "zstd": 1}
@@ -127,71 +131,115 @@ def _npy_header(shape: tuple[int, ...], kind: np.dtype[Any]) -> bytes:
     return buffer.getvalue()
 
 
-def decode(key: str, members: dict[str, bytes], where: str) -> Sample:
+class Scratch:
+    """Memory that is used again for each sample: arrays decoded into it last until the next sample is."""
+
+    def __init__(self) -> None:
+        self._rooms: dict[str, NDArray[np.uint8]] = {}
+
+    def room(self, name: str, size: int) -> NDArray[np.uint8]:
+        """Return the first `size` bytes of the room of that name."""
+        room = self._rooms.get(name)
+        if room is None or len(room) < size:
+            # some to spare: sizes of compressed samples vary a little
+            room = self._rooms[name] = np.empty(size + size // 8, np.uint8)
+        return room[:size]
+
+
+def decode(key: str, members: Members, where: str, scratch: Scratch | None = None) -> Sample:
     """Decode the members of one sample; `where` names the shard in errors.
 
-    Raises `CorruptDataError` naming shard, key and member for anything missing, truncated or misshapen.
+    scratch: where the arrays shall lie; none gives each its own memory. Raises `CorruptDataError` naming shard, key
+    and member for anything missing, truncated or misshapen.
     """
-    arrays = {name: _array(members, f"{name}.npy.blosc", key, where) for name in ("pixels", "mask", "cells")}
-    after = _array(members, "after.npy.blosc", key, where) if "after.npy.blosc" in members else None
+    names = ("pixels", "mask", "cells", *(("after",) if "after.npy.blosc" in members else ()))
+    arrays = {n: _array(members, f"{n}.npy.blosc", key, where, scratch) for n in names}
     text = _member(members, "json", key, where)
     try:
-        info = json.loads(text)
-        label = _decode_label(members, key, where)
-    except (ValueError, TypeError) as error:
+        info = json.loads(bytes(text))
+    except ValueError as error:
         raise CorruptDataError(
-            f"{where}: json or label of {key} cannot be read ({error}). Make this shard again."
+            f"{where}: json of {key} cannot be read ({error}). Make this shard again."
         ) from error
-    sample = Sample(key, **arrays, info=info, label=label, after=after)
+    sample = Sample(key, **arrays, info=info, label=decode_label(key, members, where))
     _check_shapes(sample, where)
     return sample
 
 
-def _decode_label(members: dict[str, bytes], key: str, where: str) -> Label | None:
-    if "label.cls" in members:
-        return int(members["label.cls"])
-    if "label.json" in members:
-        return tuple(int(number) for number in json.loads(members["label.json"]))
+def decode_label(key: str, members: Members, where: str) -> Label | None:
+    """Decode the label among the members of a sample, None where there is none; raises `CorruptDataError`."""
+    try:
+        if "label.cls" in members:
+            return int(bytes(members["label.cls"]))
+        if "label.json" in members:
+            return tuple(int(number) for number in json.loads(bytes(members["label.json"])))
+    except (ValueError, TypeError) as error:
+        raise CorruptDataError(
+            f"{where}: label of {key} cannot be read ({error}). Make this shard again."
+        ) from error
     if "label.npy.blosc" in members:
         return _array(members, "label.npy.blosc", key, where)
     return None
 
 
-def _member(members: dict[str, bytes], name: str, key: str, where: str) -> bytes:
+def _member(members: Members, name: str, key: str, where: str) -> bytes | memoryview:
     if name not in members:
         raise CorruptDataError(f"{where}: sample {key} has no member `{name}`. Make this shard again.")
     return members[name]
 
 
-def _array(members: dict[str, bytes], name: str, key: str, where: str) -> NDArray[Any]:
+def _array(members: Members, name: str, key: str, where: str, scratch: Scratch | None = None) -> NDArray[Any]:
     data = _member(members, name, key, where)
     try:
-        return decode_array(data)
+        return decode_array(data, scratch.room(name, _plain_size(data)) if scratch else None)
     except (ValueError, RuntimeError, EOFError) as error:
         raise CorruptDataError(
             f"{where}: {key}.{name} cannot be decoded ({error}). Make this shard again."
         ) from error
 
 
-def decode_array(data: bytes) -> NDArray[Any]:
+def decode_array(data: bytes | memoryview, room: NDArray[np.uint8] | None = None) -> NDArray[Any]:
     """Decode what `encode_array` wrote, shape and dtype as they were.
 
-    Raises `ValueError`, `RuntimeError` or `EOFError` for other bytes, as numpy and blosc do.
+    room: bytes for the array to lie in. Raises `ValueError`, `RuntimeError` or `EOFError` for other bytes, as numpy
+    and blosc do.
     """
+    plain = np.empty(_plain_size(data), np.uint8) if room is None else room
+    blosc.decompress(data, plain)
+    start = 10 + int.from_bytes(plain[8:10].tobytes(), "little")
+    kind, shape = _described(plain[:start].tobytes())
+    return plain[start:].view(kind).reshape(shape)
+
+
+def _plain_size(data: bytes | memoryview) -> int:
+    """Return how many bytes blosc's header states; the decoder refuses room for fewer."""
+    if len(data) < blosc.MAX_OVERHEAD:
+        raise EOFError(f"{len(data)} bytes are too few")
+    return int.from_bytes(data[4:8], "little")
+
+
+@lru_cache(maxsize=64)
+def _described(header: bytes) -> tuple[np.dtype[Any], tuple[int, ...]]:
+    """Return what `_npy_header` states: parsing it takes longer than decompressing a small array."""
+    stream = io.BytesIO(header)
+    if npy_format.read_magic(stream) != (1, 0):
+        raise ValueError("no .npy of version 1.0, as shards hold them")
+    shape, by_columns, kind = npy_format.read_array_header_1_0(stream)
     # no pickles: shards come from anywhere, and a pickle can run code
-    array: NDArray[Any] = np.load(io.BytesIO(Blosc().decode(data)), allow_pickle=False)
-    return array
+    if by_columns or kind.hasobject:
+        raise ValueError(f"an array of {kind}, as no shard holds one")
+    return kind, shape
 
 
 def _check_shapes(sample: Sample, where: str) -> None:
     # here, not in training: a message that names the sample is lost in a batch
-    kinds = tuple(a.dtype.name for a in (sample.pixels, sample.mask, sample.cells))
+    kinds = (sample.pixels.dtype, sample.mask.dtype, sample.cells.dtype)
     ranks = (sample.pixels.ndim, sample.mask.ndim, sample.cells.ndim)
     fits = sample.pixels.shape[1:] == sample.mask.shape and bool(np.isfinite(sample.cells).all())
     for beside, like in ((sample.after, sample.pixels), (sample.label, sample.mask)):
         if isinstance(beside, np.ndarray):
             fits = fits and (beside.shape, beside.dtype) == (like.shape, like.dtype)
-    if kinds != ("int16", "uint8", "float32") or ranks != (3, 2, 4) or not fits:
+    if kinds != _KINDS or ranks != (3, 2, 4) or not fits:
         shapes = f"pixels {sample.pixels.shape}, mask {sample.mask.shape}, cells {sample.cells.shape}"
         raise CorruptDataError(
             f"{where}: sample {sample.key} is misshapen ({shapes}). Make this shard again."

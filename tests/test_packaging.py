@@ -27,6 +27,7 @@ VIOLATIONS = {
     "deepspeed is imported in training.engine only": ("training/rogue.py", "deepspeed"),
     "mlflow is imported in training.tracking only": ("training/rogue.py", "mlflow.tracking"),
     "xformers is imported in training.attention only": ("training/rogue.py", "xformers.ops"),
+    "scikit-learn is imported in training.plain only": ("training/rogue.py", "sklearn.svm"),
     "spyndex is imported in preprocessing.standard_indices only": ("preprocessing/rogue.py", "spyndex"),
 }
 # fmt: on
@@ -78,6 +79,7 @@ def test_the_one_file_for_each_library_is_allowed(tmp_path: Path) -> None:
         "tracking": "mlflow",
         "attention": "xformers",
         "predict": "zarr, rasterio",
+        "plain": "sklearn",
     }
     modules = {f"training/{module}.py": f"import {names}\n" for module, names in allowed.items()}
     modules["preprocessing/standard_indices.py"] = "import spyndex\n"
@@ -106,7 +108,7 @@ def test_everything_imported_is_declared(settings: configparser.ConfigParser) ->
     foreign = set(third_party_imports()) - set(sys.stdlib_module_names) - set(PACKAGES)
     extras = settings["options.extras_require"]
     known = declared(settings["options"]["install_requires"]).union(
-        declared(extras["cuda"]), declared(extras["spyndex"])
+        *(declared(extras[name]) for name in ("cuda", "spyndex", "baselines"))
     )
     # parts of pydantic and of dask[distributed]
     known |= {"pydantic_core", "distributed"}
@@ -120,7 +122,8 @@ def test_constraints_pin_everything_declared_and_name_no_build_of_torch(
     text = (ROOT / "constraints.txt").read_text()
     pins = dict(re.findall(r"^([\w.-]+)==(\S+)$", text, re.MULTILINE))
     names = {name.lower() for name in pins}
-    options = settings["options"]["install_requires"], settings["options.extras_require"]["test"]
+    extras = settings["options.extras_require"]
+    options = settings["options"]["install_requires"], extras["test"], extras["baselines"]
     assert set().union(*map(declared, options)) <= names
     assert re.fullmatch(r"\d+\.\d+\.\d+", pins["torch"])
     assert f"deepspeed=={pins['deepspeed']}" in options[0]

@@ -5,7 +5,7 @@ Shape letters: B batch, N tokens, Q queries, K context tokens, D width.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -62,12 +62,27 @@ class Block(nn.Module):
         self.attention = SelfAttention(width, heads, attention)
         self.norm_2 = nn.LayerNorm(width, eps=1e-6)
         self.mlp = perceptron(width, int(width * mlp_ratio))
+        self.drop = DropPath()
 
     def forward(self, x_BND: Tensor, segments: Segments | None = None) -> Tensor:
         """Map tokens [B, N, D] to [B, N, D]."""
-        x_BND = x_BND + self.attention(self.norm_1(x_BND), segments)
-        out: Tensor = x_BND + self.mlp(self.norm_2(x_BND))
+        x_BND = x_BND + self.drop(self.attention(self.norm_1(x_BND), segments))
+        out: Tensor = x_BND + self.drop(self.mlp(self.norm_2(x_BND)))
         return out
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: in training, leaves a residual branch out of some images and strengthens it in the others."""
+
+    rate: float = 0.0
+    """Share of the images that go without."""
+
+    def forward(self, branch_BND: Tensor) -> Tensor:
+        """Return the branch [B, N, D], 0 where it is left out."""
+        if not self.training or not self.rate:
+            return branch_BND
+        kept = torch.rand(len(branch_BND), 1, 1, device=branch_BND.device) >= self.rate
+        return branch_BND * kept / (1 - self.rate)
 
 
 class CrossBlock(nn.Module):
@@ -101,14 +116,20 @@ class Stack(nn.ModuleList):
 
     recompute: bool = False
 
-    def forward(self, x: Tensor, *given: Tensor | Segments | None) -> Tensor:
-        """Pass tokens through all blocks; `given` goes to each."""
-        for block in self:
+    def forward(self, x: Tensor, *given: Tensor | Segments | None, depths: Collection[int] = ()) -> Tensor:
+        """Pass tokens through all blocks; `given` goes to each.
+
+        depths: return what comes after so many blocks instead of the end, each, stacked along a new first axis.
+        """
+        kept = []
+        for number, block in enumerate(self, start=1):
             if self.recompute and torch.is_grad_enabled():
                 x = checkpoint(block, x, *given, use_reentrant=False)
             else:
                 x = block(x, *given)
-        return x
+            if number in depths:
+                kept.append(x)
+        return torch.stack(kept) if kept else x
 
 
 def initialise(module: nn.Module) -> None:

@@ -7,7 +7,7 @@ D width, P voxels of a cube.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -42,8 +42,11 @@ class Encoder(nn.Module):
         if self.class_token is not None:
             nn.init.normal_(self.class_token, std=0.02)
 
-    def forward(self, cubes_BNP: Tensor, chosen: Chosen, sensor: str) -> Tensor:
-        """Encode the shown of the cubes [B, N, P] to [B, K, D]; class tokens, where there are any, come first."""
+    def forward(self, cubes_BNP: Tensor, chosen: Chosen, sensor: str, depths: Collection[int] = ()) -> Tensor:
+        """Encode the shown of the cubes [B, N, P] to [B, K, D]; class tokens, where there are any, come first.
+
+        depths: return what comes after so many blocks, [depth, B, K, D]; of rows that are not packed.
+        """
         shown_BK = chosen.shown_BK
         # gathered first: nine in ten cubes are never embedded
         x = self.embed(gather(cubes_BNP, shown_BK), shown_BK, sensor)
@@ -53,17 +56,23 @@ class Encoder(nn.Module):
             x = torch.cat([self.class_token.expand(len(x), chosen.images, -1), x], 1)
             parts = [chosen.class_lengths, *parts]
         row = Row.of(parts, x.device)
-        encoded: Tensor = self.norm(row.unmix(self.blocks(row.mix(x), row.segments)))
+        encoded: Tensor = self.norm(row.unmix(self.blocks(row.mix(x), row.segments, depths=depths)))
         return encoded
 
     def everything(self, image_BCHW: Tensor, sensor: str = "") -> Tensor:
         """Encode all cubes of normalised images [B, C, H, W] to [B, N, D], as downstream tasks do."""
+        return self.levels(image_BCHW, (self.depth,), sensor)[0]
+
+    def levels(self, image_BCHW: Tensor, depths: Collection[int], sensor: str = "") -> Tensor:
+        """Encode all cubes of normalised images [B, C, H, W]; return what comes after so many blocks, each normed,
+        [depth, B, N, D].
+        """
         sensor = which(sensor, self.layouts)
         cubes_BNP = to_cubes(image_BCHW, self.layouts[sensor])
         every_BN = torch.arange(cubes_BNP.shape[1], device=cubes_BNP.device).expand(len(cubes_BNP), -1)
         nothing = every_BN[:, :0]
-        encoded: Tensor = self(cubes_BNP, Chosen(every_BN, nothing, nothing.bool()), sensor)
-        return encoded if self.class_token is None else encoded[:, 1:]
+        encoded: Tensor = self(cubes_BNP, Chosen(every_BN, nothing, nothing.bool()), sensor, depths)
+        return encoded if self.class_token is None else encoded[:, :, 1:]
 
     def others(self, sensor: str) -> list[nn.Module]:
         """Return the modules that images of `sensor` leave alone."""

@@ -9,132 +9,157 @@ from __future__ import annotations
 import bisect
 import itertools
 import os
-import tarfile
+from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Literal
 
 from pipeline import manifest as manifests
 from pipeline import sample as samples
-from pipeline.errors import ContractError, CorruptDataError, MissingInputError
+from pipeline.errors import ContractError, CorruptDataError
 from pipeline.manifest import Manifest, Shard
-from pipeline.sample import Sample
+from pipeline.sample import Label, Sample, Scratch
+from training.offsets import Offsets, find_offsets, read_offsets, write_offsets
+from training.storage import Cache, Folder, Storage
 
 Verify = Literal["size", "sha256"]
-_EXECUTABLE = (".pickle", ".pkl", ".pyd", ".pth", ".pt")
-
-
-@dataclass(frozen=True)
-class Entry:
-    """Where one sample lies in its shard."""
-
-    key: str
-    members: dict[str, tuple[int, int]]
-    """Suffix -> (offset in bytes, size in bytes)."""
-
-
-def index_shard(path: Path) -> list[Entry]:
-    """List the samples of a tar file, in file order.
-
-    Raises `CorruptDataError` for a damaged tar and for members that no shard of ours holds.
-    """
-    # a dict keeps the order of the file, which is the order of the samples
-    entries: dict[str, Entry] = {}
-    try:
-        # "r:" refuses compressed files: offsets into them would mean nothing
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                _check_member(member, path)
-                key, _, suffix = member.name.partition(".")
-                entries.setdefault(key, Entry(key, {})).members[suffix] = (member.offset_data, member.size)
-    except tarfile.TarError as error:
-        raise CorruptDataError(f"{path} is no complete tar file ({error}). Make this shard again.") from error
-    return list(entries.values())
-
-
-def _check_member(member: tarfile.TarInfo, path: Path) -> None:
-    """Refuse what other readers would follow or execute."""
-    if not member.isreg() or member.name.endswith(_EXECUTABLE) or not samples.KEY_PATTERN.match(member.name):
-        raise CorruptDataError(
-            f"{path} holds `{member.name}`, which is no sample of a shard set; do not use this file."
-        )
+_OPEN = 32
+_KNOWN = 4096
 
 
 class ShardReader:
     """The samples of one split of a shard set, by their number in manifest order."""
 
     def __init__(
-        self, location: Path, split: str, verify: Verify = "size", manifest: Manifest | None = None
+        self,
+        location: Path,
+        split: str,
+        verify: Verify = "size",
+        manifest: Manifest | None = None,
+        storage: Storage | None = None,
     ) -> None:
-        """manifest: the one at `location`, where it was read before."""
+        """manifest: the one at `location`, where it was read before; storage: where its shards are, if not there."""
         self.manifest: Manifest = manifest or manifests.read(location)
         self.folder = location if location.is_dir() else location.parent
+        self.storage: Storage = storage or Folder(self.folder, Cache())
         self.shards = self.manifest.shards(split)
         self.scenes = {s.id for s in self.manifest.scenes if s.tiles.get(split)}
         """Scenes that gave samples of the split."""
         self._ends = list(itertools.accumulate(s.samples for s in self.shards))
+        self._files = _Files()
+        self._known: OrderedDict[int, Offsets] = OrderedDict()
         if not self._ends or not self._ends[-1]:
             raise ContractError(
                 f"the split `{split}` of {location} has no samples; loosen the thresholds and shard again."
             )
         for shard in self.shards:
-            self._check(shard, verify)
+            self.storage.check(shard, verify == "sha256")
 
     def __len__(self) -> int:
         """Return the number of samples."""
         return self._ends[-1]
 
-    def _check(self, shard: Shard, verify: Verify) -> None:
-        path = self.folder / shard.path
-        if PurePosixPath(shard.path).is_absolute() or ".." in PurePosixPath(shard.path).parts:
-            raise CorruptDataError(
-                f"{self.folder}: shard `{shard.path}` lies outside the set; do not use this manifest."
-            )
-        if not path.exists():
-            raise MissingInputError(f"shard {path} is missing. Copy it back, or make the set again.")
-        # the size costs nothing and finds what truncation leaves; flips need sha256
-        if path.stat().st_size != shard.size_bytes:
-            raise CorruptDataError(
-                f"shard {path} has {path.stat().st_size} bytes, not {shard.size_bytes}. Make it again."
-            )
-        if verify == "sha256" and manifests.sha256(path) != shard.sha256:
-            raise CorruptDataError(f"shard {path} does not have its recorded checksum. Make it again.")
+    @property
+    def name(self) -> str:
+        """Folder or address, for people."""
+        return self.storage.name
 
-    def place(self, number: int) -> Path:
-        """Return the shard that sample `number` lies in."""
-        return self.folder / self.shards[bisect.bisect_right(self._ends, number)].path
-
-    def read(self, number: int) -> Sample:
-        """Read and decode sample `number`."""
+    def _find(self, number: int) -> tuple[int, int]:
+        """Return the place of a sample's shard among the shards, and of the sample in the shard."""
         place = bisect.bisect_right(self._ends, number)
-        shard = self.shards[place]
-        path = self.folder / shard.path
-        entries = self._entries(place)
-        entry = entries[number - (self._ends[place] - shard.samples)]
-        # opened for each sample: loader processes must not share a descriptor
-        with path.open("rb", buffering=0) as stream:
-            members = {
-                s: os.pread(stream.fileno(), size, offset) for s, (offset, size) in entry.members.items()
-            }
-        return samples.decode(entry.key, members, str(path))
+        return place, number - (self._ends[place] - self.shards[place].samples)
+
+    def place(self, number: int) -> str:
+        """Return the shard that sample `number` lies in, for people."""
+        return self.storage.told(self.shards[self._find(number)[0]])
+
+    def key(self, number: int) -> str:
+        """Return the key of sample `number`."""
+        place, row = self._find(number)
+        return self._offsets(place).key(row)
+
+    def read(self, number: int, scratch: Scratch | None = None) -> Sample:
+        """Read and decode sample `number`; its arrays last until the next sample is read into the same scratch."""
+        place, row = self._find(number)
+        shard, offsets = self.shards[place], self._offsets(place)
+        members = offsets.members(row)
+        # the members of a sample lie one after the other: one read, their headers with them
+        first = min(offset for offset, _ in members.values())
+        size = max(offset + size for offset, size in members.values()) - first
+        buffer = memoryview((scratch or Scratch()).room("stored", size))
+        if os.preadv(self._descriptor(shard), [buffer], first) != size:
+            raise CorruptDataError(
+                f"shard {self.storage.told(shard)} ends before {offsets.key(row)} does: it was truncated while in"
+                " use. Make it again."
+            )
+        parts = {s: buffer[at - first : at - first + length] for s, (at, length) in members.items()}
+        return samples.decode(offsets.key(row), parts, self.storage.told(shard), scratch)
 
     def keys(self) -> Iterator[str]:
         """Yield the keys of all samples; the headers of all shards are read."""
         for place in range(len(self.shards)):
-            yield from (entry.key for entry in self._entries(place))
+            offsets = self._offsets(place)
+            yield from (offsets.key(row) for row in range(len(offsets)))
 
-    def _entries(self, place: int) -> list[Entry]:
-        shard = self.shards[place]
-        entries = _index(self.folder / shard.path)
-        if len(entries) != shard.samples:
-            raise CorruptDataError(
-                f"shard {shard.path} holds {len(entries)} samples, not {shard.samples}. Make it again."
-            )
-        return entries
+    def labels(self) -> Iterator[Label | None]:
+        """Yield the labels of all samples, in order; nothing else of them is read."""
+        for place, shard in enumerate(self.shards):
+            offsets, descriptor = self._offsets(place), self._descriptor(shard)
+            for row in range(len(offsets)):
+                wanted = {s: at for s, at in offsets.members(row).items() if s.startswith("label.")}
+                members = {s: os.pread(descriptor, size, at) for s, (at, size) in wanted.items()}
+                yield samples.decode_label(offsets.key(row), members, self.storage.told(shard))
+
+    def _descriptor(self, shard: Shard) -> int:
+        return self._files.get(shard.path) or self._files.keep(shard.path, self.storage.open(shard))
+
+    def _offsets(self, place: int) -> Offsets:
+        if place not in self._known:
+            shard = self.shards[place]
+            kept = self.storage.cache.made() / f"{shard.sha256}-{shard.size_bytes}.offsets-1.npz"
+            offsets = read_offsets(kept) or self._find_offsets(shard, kept)
+            if len(offsets) != shard.samples:
+                raise CorruptDataError(
+                    f"shard {self.storage.told(shard)} holds {len(offsets)} samples, not {shard.samples}. Make it"
+                    " again."
+                )
+            if len(self._known) == _KNOWN:
+                self._known.popitem(last=False)
+            self._known[place] = offsets
+        return self._known[place]
 
 
-@lru_cache(maxsize=4096)
-def _index(path: Path) -> list[Entry]:
-    return index_shard(path)
+    def _find_offsets(self, shard: Shard, kept: Path) -> Offsets:
+        # a file of its own: forks may share the others, and this one is read from a position
+        with os.fdopen(self.storage.open(shard), "rb") as stream:
+            offsets = find_offsets(stream, self.storage.told(shard))
+        write_offsets(offsets, kept)
+        return offsets
+
+
+class _Files:
+    """A few open files, the ones used last; positioned reads share no position, so forks may share them."""
+
+    def __init__(self) -> None:
+        self._open: OrderedDict[str, int] = OrderedDict()
+
+    def get(self, name: str) -> int | None:
+        """Return the descriptor of an open file."""
+        if name in self._open:
+            self._open.move_to_end(name)
+        return self._open.get(name)
+
+    def keep(self, name: str, descriptor: int) -> int:
+        """Keep a file open, and close the one that was not used for longest."""
+        self._open[name] = descriptor
+        if len(self._open) > _OPEN:
+            os.close(self._open.popitem(last=False)[1])
+        return descriptor
+
+    def __del__(self) -> None:
+        for descriptor in self._open.values():
+            os.close(descriptor)
+
+    def __reduce__(self) -> tuple[type[_Files], tuple[()]]:
+        # descriptors mean nothing in a process that is not a fork
+        return _Files, ()

@@ -18,7 +18,7 @@ from pipeline.console import LOG
 from pipeline.contract import BandContract, BandStatistics, DataContract, NormalisationKind
 from pipeline.errors import ConfigError, ContractError, unknown
 from pipeline.manifest import Manifest
-from pipeline.sample import Sample
+from pipeline.sample import Label, Sample, Scratch
 from training.checkpoint import DataRecord, RunData, SetRecord
 from training.data import DataConfig, ShardSet, View
 from training.reader import ShardReader
@@ -56,12 +56,22 @@ class Source:
         reader = self.readers[place]
         return reader, number - (self._ends[place] - len(reader))
 
-    def read(self, number: int) -> Sample:
-        """Read and decode sample `number` of the row."""
+    def read(self, number: int, scratch: Scratch | None = None) -> Sample:
+        """Read and decode sample `number` of the row, into memory that is used again where it is given."""
         reader, inside = self._find(number)
-        return reader.read(inside)
+        return reader.read(inside, scratch)
 
-    def place(self, number: int) -> Path:
+    def key(self, number: int) -> str:
+        """Return the key of sample `number` of the row."""
+        reader, inside = self._find(number)
+        return reader.key(inside)
+
+    def labels(self) -> Iterator[Label | None]:
+        """Yield the labels of all samples of the row, without reading their images."""
+        for reader in self.readers:
+            yield from reader.labels()
+
+    def place(self, number: int) -> str:
         """Return the shard that sample `number` of the row lies in."""
         reader, inside = self._find(number)
         return reader.place(inside)

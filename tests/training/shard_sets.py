@@ -6,16 +6,17 @@ import io
 import tarfile
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from pipeline import histogram as histograms
 from pipeline import manifest as manifests
-from pipeline.contract import BandContract, DataContract
+from pipeline.contract import BandContract, DataContract, LabelKind
 from pipeline.indices import INDICES
 from pipeline.manifest import Manifest, SceneRecord, Shard
 from pipeline.saliency import cell_statistics
-from pipeline.sample import NODATA, Flag, Sample, encode
+from pipeline.sample import NO_CLASS, NODATA, Flag, Sample, encode
 from pipeline.sensors import SENSORS
 
 INDEX_NAMES = ("NDVI", "NDWI", "NDBI")
@@ -41,6 +42,13 @@ class Kind:
     name: str = "made"
     earlier: tuple[str, ...] = ()
     labelled: tuple[str, ...] = ("train", "val")
+    labels: LabelKind = "class"
+    """What a label is; of pairs always a mask of what changed."""
+    dates: Literal[1, 2] = 1
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return CLASSES if self.dates == 1 else ("same", "change")
 
 
 SENTINEL2 = Kind()
@@ -61,9 +69,24 @@ def make_sample(number: int, kind: Kind = SENTINEL2) -> Sample:
     if number % 7 == 0:
         mask[:16, :16] = Flag.NODATA
         pixels[:, :16, :16] = NODATA
-    return Sample(
+    sample = Sample(
         f"{kind.scene}_{number:05d}", pixels, mask, _cells(pixels, mask), {"scene": kind.scene}, label
     )
+    if kind.dates == 2:
+        return _pair(sample, rng)
+    codes = np.where(mask == 0, classes, NO_CLASS).astype(np.uint8)
+    by_kind = {"class": label, "classes": tuple(np.unique(classes).tolist()), "mask": codes}
+    return replace(sample, label=by_kind[kind.labels])
+
+
+def _pair(sample: Sample, rng: np.random.Generator) -> Sample:
+    """Add a later date on which a square has become town."""
+    changed = np.zeros(sample.mask.shape, np.uint8)
+    row, column = rng.integers(0, len(changed) - 20, 2)
+    changed[row : row + 20, column : column + 20] = 1
+    town = np.rint(np.array(_SPECTRA[2]) * 1e4).astype(np.int16)[:, None, None] + 3000
+    after = np.where(changed & (sample.mask == 0), town, sample.pixels).astype(np.int16)
+    return replace(sample, after=after, label=changed)
 
 
 def _cells(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -91,7 +114,7 @@ def write_shards(folder: Path, splits: dict[str, range], kind: Kind = SENTINEL2,
         tiles={k: len(v) for k, v in splits.items()},
     )
     manifest = Manifest(
-        name=kind.name, contract=_contract(kind), statistics=histograms.statistics(counted), splits=written,
+        name=kind.name, contract=contract_of(kind), statistics=histograms.statistics(counted), splits=written,
         scenes=(scene,), settings={}, code_version="test", notices=(), earlier=kind.earlier,
     )  # fmt: skip
     manifests.write(manifest, folder)
@@ -117,7 +140,7 @@ def _write_split(folder: Path, name: str, numbers: range, per_shard: int, kind: 
     return shards
 
 
-def _contract(kind: Kind) -> DataContract:
+def contract_of(kind: Kind) -> DataContract:
     bands = SENSORS[kind.sensor].select(kind.bands)
     names = dict(zip(ROLES, kind.bands, strict=True))
     return DataContract(
@@ -127,5 +150,5 @@ def _contract(kind: Kind) -> DataContract:
             BandContract(name=b.name, role=b.role, centre_nm=b.centre_nm, width_nm=b.width_nm, source_gsd_m=b.gsd_m)
             for b in bands
         ),
-        classes=CLASSES,
+        classes=kind.classes, label_kind="mask" if kind.dates == 2 else kind.labels, dates=kind.dates,
     )  # fmt: skip

@@ -8,17 +8,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import yaml
 
-from pipeline.errors import ContractError
 from tests.training.processes import ROOT, run_cases
 from tests.training.shard_sets import Kind
 from training import checkpoint, journal
-from training.tasks import TASKS
-from training.tasks.classification import Classification
 
 
 def test_the_probe_leaves_the_encoder_alone_and_full_tuning_does_not(trained: Path) -> None:
@@ -156,27 +152,6 @@ def test_a_sample_trained_on_in_one_set_and_scored_in_another_is_refused(
     ]
     (said,) = run_cases(tmp_path, [("finetune", words)])
     assert "both hold the samples tile_00038, tile_00039" in str(said)
-
-
-@pytest.mark.parametrize("name", sorted(TASKS))
-def test_every_task_keeps_the_contract(shards: Path, name: str) -> None:
-    from pipeline import manifest
-
-    task = TASKS[name](manifest.read(shards).contract)
-    predicted = task.head(16)(torch.randn(5, 9, 16))
-    labels = torch.tensor([0, 1, 2, 0, 1])
-    assert task.loss_sum(predicted, labels).ndim == 0
-    both = task.tally(predicted, labels) + task.tally(predicted[:2], labels[:2])
-    assert all(np.isfinite(v) for v in task.scores(both).values())
-    assert task.report(both)
-
-
-def test_an_unlabelled_set_is_no_classification_set(shards: Path) -> None:
-    from pipeline import manifest
-
-    contract = manifest.read(shards).contract.model_copy(update={"classes": ()})
-    with pytest.raises(ContractError, match=r"labels\.classes"):
-        Classification(contract)
 
 
 def test_compare_shows_what_differs_and_draws_the_curves(trained: Path) -> None:

@@ -1,0 +1,109 @@
+"""Downstream runs without steps: k nearest neighbours, and the plain baselines. Scored and recorded as trainings are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.console import say, table
+from training import neighbours, plain, runs
+from training.data import Batch
+from training.downstream import Setup
+from training.guards import COMPLETE, mark
+from training.model import count_parameters
+from training.tasks.dense import Dense
+from training.tracking import Tracker
+
+Predict = Callable[[Batch], Tensor]
+
+
+def fit(setup: Setup) -> bool:
+    """Learn from the training samples at once, score the whole validation split, record both; collective."""
+    config, world = setup.config, setup.world
+    world.require_same("data", setup.data.model_dump(mode="json"))
+    micro = config.batch.micro or max(config.batch.size // world.size, 1)
+    extra: dict[str, object] = {"ranks": world.size, "data_digest": setup.data.digest}
+    learn = _neighbours if config.mode == "knn" else _plain
+    if world.main:
+        say(table(("what", "this run"), [("run", str(config.folder)), ("task", _what(setup)), *setup.told()]))
+    # made at once: a run that fails to learn is a recorded run too
+    with Tracker(runs.identity(config, config.task, extra), config.tracking, 0, world.main) as tracker:
+        tally = setup.score(learn(setup, micro), setup.validation(micro))
+        scores = setup.task.scores(tally)
+        tracker.log(1, {f"{config.val_split}_{k}": v for k, v in scores.items()})
+        tracker.commit(1)
+        tracker.artifact(config.folder / "config.yaml")
+        tracker.finish(complete=True)
+        if world.main:
+            mark(config.folder, COMPLETE)
+            told = ", ".join(f"{k} {v:.4f}" for k, v in scores.items())
+            say(f"{setup.task.report(tally)}\n{config.val_split}: {told}")
+    world.barrier()
+    return True
+
+
+def _what(setup: Setup) -> str:
+    config = setup.config
+    from_what = f" of {config.init}" if config.init else ""
+    return f"{config.task}, {config.mode}{from_what}"
+
+
+def _neighbours(setup: Setup, micro: int) -> Predict:
+    """Return votes of the training samples that are nearest by pooled features."""
+    model, handed = setup.model()
+    model.to(setup.world.device).eval()
+    for line in handed if setup.world.main else ():
+        say(line)
+
+    @torch.no_grad()
+    def embed(batch: Batch) -> Tensor:
+        return model.embed(*setup.images(batch))
+
+    batches = setup.training(micro).batches(setup.config.data.workers)
+    known = neighbours.collect(batches, embed, setup.task.usable, setup.world)
+    classes, count = len(setup.task.classes), setup.config.neighbours
+
+    def predict(batch: Batch) -> Tensor:
+        return neighbours.vote(known, embed(batch).float().cpu().numpy(), classes, count)
+
+    if setup.world.main:
+        say(
+            f"{len(known.labels)} known samples, encoder of {count_parameters(model.encoder) / 1e6:.2f} M parameters"
+        )
+    return predict
+
+
+def _plain(setup: Setup, micro: int) -> Predict:
+    """Return what a classifier on statistics of tiles or pixels says."""
+    config, task = setup.config, setup.task
+    statistics = plain.Statistics(
+        setup.part.family.contract, tuple(b.name for b in setup.part.bands), config.index_statistics
+    )
+    weights = task.weights.tolist() if isinstance(task, Dense) and task.weights is not None else None
+    classifier = plain.Plain("forest" if config.mode == "forest" else "logistic", config.seed, weights)
+    found = [_rows(setup, statistics, batch) for batch in setup.training(micro).batches(config.data.workers)]
+    shared = setup.world.gather(tuple(np.concatenate(part) for part in zip(*found, strict=True)))
+    vectors, labels = (np.concatenate(part) for part in zip(*shared, strict=True))
+    classifier.fit(vectors, labels)
+
+    def predict(batch: Batch) -> Tensor:
+        if task.pooled:
+            return classifier.scores(statistics.tiles(batch), len(task.classes))
+        rows_BFHW = statistics.pixels(batch)
+        flat = np.moveaxis(rows_BFHW, 1, -1).reshape(-1, rows_BFHW.shape[1])
+        scores = classifier.scores(flat, len(task.classes))
+        return scores.reshape(len(rows_BFHW), *rows_BFHW.shape[2:], -1).movedim(-1, 1)
+
+    return predict
+
+
+def _rows(setup: Setup, statistics: plain.Statistics, batch: Batch) -> tuple[plain.Rows, NDArray[np.int64]]:
+    """Return the statistics and labels to learn from of a batch."""
+    if setup.task.pooled:
+        usable = setup.task.usable(batch).numpy()
+        return statistics.tiles(batch)[usable], batch.labels_B.numpy()[usable]
+    return plain.some_pixels(statistics.pixels(batch), batch, setup.config.seed)
