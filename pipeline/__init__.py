@@ -15,7 +15,7 @@
    scene_work cluster remote exclusive finished     states sealed feeding watch
    offset_check panels jobs rows strips cells       downstream fitted neighbours plain fraction
    standard_indices contributions codestream        backbones resnet upernet windows mixing
-   simulation/* footprints
+   simulation/* footprints                          offsets storage remote
                       └────────────┬─────────────────────┘
    pipeline/   histogram -> manifest -> contract -> sample ; saliency ; indices -> formulas
                sensors ; keys ; lock -> console -> config -> reference ; errors

@@ -69,15 +69,17 @@ def merge_cells(cells: NDArray[np.float32], factor: int) -> NDArray[np.float32]:
 
 
 def saliency(cells: NDArray[np.float32], richness_weight: float = 0.5) -> NDArray[np.float64]:
-    """Return the saliency of every cell of one image: ranks of richness and heterogeneity, blended.
+    """Return the saliency of every cell of an image, or of each of several: ranks of richness and heterogeneity, blended.
 
     `R = max over indices |mean|`, `H = mean over indices of std`, `S = a rank(R) + (1 - a) rank(H)` with ranks
     within the image (ties averaged), scaled to [0, 1].
-    cells: [index, y, x, 3]; returns float64 [y * x]. Cells without counted pixels rank lowest.
+    cells: [..., index, y, x, 3]; returns float64 [..., y * x]. Cells without counted pixels rank lowest.
     """
-    counted = (cells[..., N] > 0).any(0).ravel()
-    richness = np.abs(cells[..., MEAN]).max(0).ravel()
-    heterogeneity = cells[..., STD].astype(np.float64).mean(0).ravel()
+    # a step's images at once: one by one they would cost as much as decoding them does
+    rows = cells.reshape(*cells.shape[:-3], -1, 3)
+    counted = (rows[..., N] > 0).any(-2)
+    richness = np.abs(rows[..., MEAN]).max(-2)
+    heterogeneity = rows[..., STD].mean(-2, dtype=np.float64)
     # below every real value: an empty cell is never taken for a salient one
     a = richness_weight
     return a * _ranks(np.where(counted, richness, -1.0)) + (1 - a) * _ranks(
@@ -86,10 +88,17 @@ def saliency(cells: NDArray[np.float32], richness_weight: float = 0.5) -> NDArra
 
 
 def _ranks(values: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Rank to [0, 1], ties averaged."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
+    """Rank each row to [0, 1], ties averaged."""
+    order = np.argsort(values, axis=-1)
+    ordered = np.take_along_axis(values, order, -1)
+    places = np.broadcast_to(np.arange(values.shape[-1]), values.shape)
+    begins = np.ones(values.shape, bool)
+    begins[..., 1:] = ordered[..., 1:] != ordered[..., :-1]
+    ends = np.roll(begins, -1, -1)
+    first = np.maximum.accumulate(np.where(begins, places, 0), -1)
+    last = np.minimum.accumulate(np.where(ends, places, places.shape[-1])[..., ::-1], -1)[..., ::-1]
+    ranks = np.empty(values.shape)
     # tied values share their mean rank, else the order of pixels would decide
-    average = last - (counts + 1) / 2
-    ranks: NDArray[np.float64] = average[inverse] / max(values.size - 1, 1)
-    return ranks
+    np.put_along_axis(ranks, order, (first + last) / 2, -1)
+    scaled: NDArray[np.float64] = ranks / max(values.shape[-1] - 1, 1)
+    return scaled

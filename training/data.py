@@ -7,7 +7,7 @@ Shape letters: B batch, C bands, H W pixels, S places, I indices.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,6 +28,7 @@ from pipeline.sample import NO_CLASS, Flag, Label, Sample
 from training.reader import Verify
 
 PATIENCE_S = 300.0
+_STEPS = slice(None), slice(None, None, -1)
 _AUGMENT = 0x61756765  # keeps the augmentation apart from the other uses of (seed, epoch)
 
 
@@ -177,6 +178,11 @@ class Batch:
         return [slice(i * size, (i + 1) * size) for i in range(count)]
 
 
+def draw_ids(keys: Sequence[str], visits: Sequence[int] | None = None) -> NDArray[np.uint64]:
+    """Return `draw_id` of several samples; all are first visits where these are not given."""
+    return np.array(list(map(draw_id, keys, visits or [0] * len(keys))), np.uint64)
+
+
 def draw_id(key: str, visit: int = 0) -> int:
     """Return what augmentation and mask of a sample are drawn by, beside seed and epoch: a hash of its key; of its
     further visits in an epoch each has its own.
@@ -214,15 +220,40 @@ def make_view(
     )
 
 
-def look(sample: Sample, view: View, epoch: int, visit: int = 0) -> Sample:
-    """Return the sample's crop, flip and turn of this visit in this epoch, with the view's bands: everything that has a place
-    (pixels of both dates, mask, cells, class of every pixel) alike.
+@dataclass(frozen=True)
+class Turn:
+    """Which crop of a sample is taken, and how it lies."""
+
+    corner: tuple[float, float] | None = None
+    """Row and column in (0, 1) of the room there is; None for the crop in the centre."""
+    quarters: int = 0
+    """Quarter turns against the clock, after the flip."""
+    flip: bool = False
+    """Whether left and right change places."""
+
+    @property
+    def steps(self) -> tuple[slice, slice]:
+        """The directions in which y and x are gone through, before they change places in an odd quarter turn."""
+        back = self.quarters in (2, 3), self.flip != (self.quarters in (1, 2))
+        return _STEPS[back[0]], _STEPS[back[1]]
+
+
+def draw_turns(view: View, ids: NDArray[np.uint64], epoch: int) -> list[Turn]:
+    """Draw the turn of each sample of a batch in an epoch; the centre as it lies where the view does not augment."""
+    if not view.augment:
+        return [Turn()] * len(ids)
+    # all at once: drawn one by one they would take a third of the loader's time
+    u = uniform(_AUGMENT, view.seed, ids[:, None], epoch, np.arange(4, dtype=np.uint64)).tolist()
+    return [Turn((row, col), int(quarter * 4), flip < 0.5) for row, col, quarter, flip in u]
+
+
+def look(sample: Sample, view: View, turn: Turn) -> Sample:
+    """Return the sample as a turn shows it, with the view's bands: everything that has a place (pixels of both
+    dates, mask, cells, class of every pixel) alike. Its arrays share the memory of the sample's where they can.
     """
     # whole cells: an off-grid crop would tear the statistics from their pixels
     spare = (sample.mask.shape[0] - view.image_px) // view.cell_px
-    u = uniform(_AUGMENT, view.seed, draw_id(sample.key, visit), epoch, np.arange(4, dtype=np.uint64))
-    row, col = ((u[:2] * (spare + 1)).astype(int) if view.augment else np.full(2, spare // 2)).tolist()
-    turns, flip = (int(u[2] * 4), bool(u[3] < 0.5)) if view.augment else (0, False)
+    row, col = (int(at * (spare + 1)) for at in turn.corner) if turn.corner else (spare // 2,) * 2
 
     def part(array: NDArray[Any], unit_px: int, first_axis: int) -> NDArray[Any]:
         """Cut and turn an array whose axes `first_axis` and the next are y and x in units of `unit_px`."""
@@ -231,50 +262,75 @@ def look(sample: Sample, view: View, epoch: int, visit: int = 0) -> Sample:
             view.image_px // unit_px,
         )
         window = tuple(slice(start, start + length) for start in first)
-        cut = array[(slice(None),) * first_axis + window]
-        cut = np.flip(cut, first_axis + 1) if flip else cut
-        return np.rot90(cut, turns, (first_axis, first_axis + 1)) if turns else cut
+        lead = (slice(None),) * first_axis
+        # views by slices: numpy's flip and rot90 take longer than copying what they turn
+        turned = array[lead + window][lead + turn.steps]
+        return turned.swapaxes(first_axis, first_axis + 1) if turn.quarters % 2 else turned
 
-    bands = list(view.bands)
+    # consecutive bands need no copy of their own
+    first, last = view.bands[0], view.bands[-1]
+    in_row = view.bands == tuple(range(first, last + 1))
+    bands = slice(first, last + 1) if in_row else list(view.bands)
     return Sample(
         sample.key,
-        part(sample.pixels[bands], 1, 1),
+        part(sample.pixels, 1, 1)[bands],
         part(sample.mask, 1, 0),
         part(sample.cells, view.cell_px, 1),
         sample.info,
         part(sample.label, 1, 0) if isinstance(sample.label, np.ndarray) else sample.label,
-        None if sample.after is None else part(sample.after[bands], 1, 1),
+        None if sample.after is None else part(sample.after, 1, 1)[bands],
     )
 
 
-def collate(
-    step: int, epoch: int, looked: Sequence[Sample], view: View, visits: Sequence[int] | None = None
-) -> Batch:
+def collate(step: int, epoch: int, looked: Iterable[Sample], view: View, ids: NDArray[np.uint64]) -> Batch:
     """Put samples together to a batch, with validity and saliency of every place.
 
-    visits: how often each came before in the epoch; none where it is not given.
+    looked: each is copied before the next is asked for, so that they may lie in the same memory, one after the other.
     """
-    merge = view.patch_px // view.cell_px
-    keys = [s.key for s in looked]
-    salient = [saliency(merge_cells(s.cells, merge), view.richness_weight) for s in looked]
+    rows = _Rows(len(ids))
+    for sample in looked:
+        rows.add(sample, label_array(sample.label, view))
+    merged = merge_cells(rows.arrays["cells"], view.patch_px // view.cell_px)
     return Batch(
         step,
         epoch,
         view.sensor,
-        keys,
-        np.array(list(map(draw_id, keys, visits or [0] * len(keys))), np.uint64),
-        torch.from_numpy(np.stack([s.pixels for s in looked])),
-        np.stack([_valid_places(s.mask, view.patch_px) for s in looked]),
-        np.stack(salient),
-        torch.from_numpy(np.stack([label_array(s.label, view) for s in looked])),
-        _stack_after(looked),
+        rows.keys,
+        ids,
+        torch.from_numpy(rows.arrays["pixels"]),
+        _valid_places(rows.arrays["mask"], view.patch_px),
+        saliency(merged, view.richness_weight),
+        torch.from_numpy(rows.arrays["label"]),
+        # a pair without its second date is refused by who needs pairs
+        torch.from_numpy(rows.arrays["after"]) if rows.pairs == len(ids) else None,
     )
 
 
-def _stack_after(looked: Sequence[Sample]) -> Tensor | None:
-    later = [s.after for s in looked if s.after is not None]
-    # a pair without its second date is refused by who needs pairs
-    return torch.from_numpy(np.stack(later)) if len(later) == len(looked) else None
+class _Rows:
+    """The arrays of a batch, filled sample by sample."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self.keys: list[str] = []
+        self.arrays: dict[str, NDArray[Any]] = {}
+        self.pairs = 0
+
+    def add(self, sample: Sample, label: NDArray[np.int64]) -> None:
+        """Copy a sample into the next row."""
+        given: dict[str, NDArray[Any]] = {
+            "pixels": sample.pixels,
+            "mask": sample.mask,
+            "cells": sample.cells,
+            "label": label,
+        }
+        if sample.after is not None:
+            given["after"] = sample.after
+            self.pairs += 1
+        for name, array in given.items():
+            if name not in self.arrays:
+                self.arrays[name] = np.empty((self._count, *array.shape), array.dtype)
+            self.arrays[name][len(self.keys)] = array
+        self.keys.append(sample.key)
 
 
 def label_array(label: Label | None, view: View) -> NDArray[np.int64]:
@@ -291,7 +347,12 @@ def label_array(label: Label | None, view: View) -> NDArray[np.int64]:
 
 
 def _valid_places(mask: NDArray[np.uint8], patch_px: int) -> NDArray[np.bool_]:
-    measured = (mask & Flag.NODATA) == 0
-    side = mask.shape[0] // patch_px
-    share = measured.reshape(side, patch_px, side, patch_px).mean((1, 3))
-    return np.asarray(share.ravel() >= 0.5)
+    """Tell the places with at least half of their pixels measured.
+
+    mask: [B, y, x]; returns [B, place].
+    """
+    count, height, width = mask.shape
+    lost = (mask & np.uint8(Flag.NODATA)).reshape(count, height // patch_px, patch_px, width)
+    # down the columns first, which processors do many at a time
+    lost = np.add.reduce(lost, 2, dtype=np.uint16).reshape(count, -1, patch_px).sum(2)
+    return np.asarray(2 * lost <= patch_px * patch_px)

@@ -86,7 +86,7 @@ class ShardReader:
         # the members of a sample lie one after the other: one read, their headers with them
         first = min(offset for offset, _ in members.values())
         size = max(offset + size for offset, size in members.values()) - first
-        buffer = memoryview((scratch or Scratch()).room("stored", size))
+        buffer = (scratch or Scratch()).room("stored", size).data
         if os.preadv(self._descriptor(shard), [buffer], first) != size:
             raise CorruptDataError(
                 f"shard {self.storage.told(shard)} ends before {offsets.key(row)} does: it was truncated while in"
@@ -127,7 +127,6 @@ class ShardReader:
                 self._known.popitem(last=False)
             self._known[place] = offsets
         return self._known[place]
-
 
     def _find_offsets(self, shard: Shard, kept: Path) -> Offsets:
         # a file of its own: forks may share the others, and this one is read from a position

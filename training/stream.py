@@ -10,14 +10,13 @@ import math
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from pipeline.sample import Sample
-from training.data import PATIENCE_S, Batch, BatchConfig, View, collate, look
+from pipeline.sample import Sample, Scratch
+from training.data import PATIENCE_S, Batch, BatchConfig, Turn, View, collate, draw_ids, draw_turns, look
 from training.order import Draws, Offer, Order
 from training.sets import Part
 from training.world import World
@@ -32,6 +31,7 @@ class ShardStream(Dataset[Batch]):
         offers = [[Offer(s.name, len(s), s.weight) for s in p.family.sources] for p in parts]
         self.order = Order.of(offers, batch.size, parts[0].view.seed)
         self.steps_per_epoch = self.order.steps_per_epoch
+        self._scratch = Scratch()
 
     def __len__(self) -> int:
         """Return the number of samples of all sets."""
@@ -67,15 +67,19 @@ class ShardStream(Dataset[Batch]):
         epoch, drawn = step // self.steps_per_epoch, self.mine(step)
         sources, view = self.parts[drawn.sensor].family.sources, self.parts[drawn.sensor].view
         visits = drawn.visit.tolist()
-        places = zip(drawn.source.tolist(), drawn.sample.tolist(), visits, strict=True)
-        looked = [look(sources[s].read(number), view, epoch, visit) for s, number, visit in places]
-        return collate(step, epoch, looked, view, visits)
+        places = list(zip(drawn.source.tolist(), drawn.sample.tolist(), strict=True))
+        ids = draw_ids([sources[s].key(number) for s, number in places], visits)
+        turns = zip(places, draw_turns(view, ids, epoch), strict=True)
+        looked = (look(sources[s].read(number, self._scratch), view, turn) for (s, number), turn in turns)
+        return collate(step, epoch, looked, view, ids)
 
-    def shards(self, step: int) -> list[Path]:
+    def shards(self, step: int) -> list[str]:
         """Return the shards that this rank's samples of a step lie in."""
         drawn = self.mine(step)
         sources = self.parts[drawn.sensor].family.sources
-        return sorted({sources[s].place(n) for s, n in zip(drawn.source.tolist(), drawn.sample.tolist(), strict=True)})
+        return sorted(
+            {sources[s].place(n) for s, n in zip(drawn.source.tolist(), drawn.sample.tolist(), strict=True)}
+        )
 
     def batches(self, start: int, stop: int, workers: int, timeout_s: float = PATIENCE_S) -> Iterator[Batch]:
         """Yield the batches of steps [start, stop), loaded ahead by `workers` processes."""
@@ -111,11 +115,11 @@ class Pass(Dataset[Batch]):
         first = (step * self.world.size + self.world.rank) * self.batch_size
         # every rank gets as many batches: one that waits for another under ZeRO-3 waits for ever
         looked = [self._look(n) for n in range(first, first + self.batch_size)]
-        return collate(step, 0, looked, self.view)
+        return collate(step, 0, looked, self.view, draw_ids([s.key for s in looked]))
 
     def _look(self, number: int) -> Sample:
         last = len(self.samples) - 1
-        sample = look(self.samples.read(min(number, last)), self.view, epoch=0)
+        sample = look(self.samples.read(min(number, last)), self.view, Turn())
         return sample if number <= last else replace(sample, label=None)
 
     def batches(self, workers: int) -> Iterator[Batch]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from pipeline.errors import ConfigError, ContractError, UnknownNameError
 from pipeline.indices import INDICES
 from pipeline.saliency import cell_statistics
 from pipeline.sample import Sample
-from training.data import DataConfig, View, collate, draw_id, look, make_view
+from training.data import DataConfig, Turn, View, collate, draw_id, draw_ids, draw_turns, look, make_view
 from training.reader import ShardReader
 from training.tasks.classification import Classification
 
@@ -23,6 +24,11 @@ VIEW = View(bands=(0, 1, 2, 3, 4, 5), image_px=32, cell_px=8, patch_px=8, augmen
 @pytest.fixture(scope="module")
 def reader(shards: Path) -> ShardReader:
     return ShardReader(shards, "train")
+
+
+def turned(sample: Sample, view: View, epoch: int, visit: int = 0) -> Sample:
+    """Look at a sample as a training does."""
+    return look(sample, view, draw_turns(view, draw_ids([sample.key], [visit]), epoch)[0])
 
 
 def cells_of(sample: Sample) -> np.ndarray:
@@ -36,34 +42,44 @@ def cells_of(sample: Sample) -> np.ndarray:
 def test_augmentation_commutes_with_the_cell_statistics(reader: ShardReader) -> None:
     seen = set()
     for epoch in range(12):
-        looked = look(reader.read(7), VIEW, epoch)
+        looked = turned(reader.read(7), VIEW, epoch)
         assert np.allclose(looked.cells, cells_of(looked), atol=1e-6)
         seen.add(looked.pixels.tobytes())
     assert len(seen) > 8
-    assert look(reader.read(7), VIEW, 4).pixels.tobytes() == look(reader.read(7), VIEW, 4).pixels.tobytes()
+    assert (
+        turned(reader.read(7), VIEW, 4).pixels.tobytes() == turned(reader.read(7), VIEW, 4).pixels.tobytes()
+    )
+
+
+def test_a_turn_is_numpys_flip_and_quarter_turns(reader: ShardReader) -> None:
+    sample, view = reader.read(3), replace(VIEW, image_px=48)
+    for quarters, flip in itertools.product(range(4), (False, True)):
+        flipped = np.flip(sample.pixels, 2) if flip else sample.pixels
+        looked = look(sample, view, Turn(None, quarters, flip))
+        assert (looked.pixels == np.rot90(flipped, quarters, (1, 2))).all()
 
 
 def test_every_visit_within_an_epoch_is_drawn_anew(reader: ShardReader) -> None:
-    views = {look(reader.read(7), VIEW, 4, visit).pixels.tobytes() for visit in range(12)}
+    views = {turned(reader.read(7), VIEW, 4, visit).pixels.tobytes() for visit in range(12)}
     assert len(views) > 8
-    assert look(reader.read(7), VIEW, 4, 0).pixels.tobytes() == look(reader.read(7), VIEW, 4).pixels.tobytes()
-    batch = collate(0, 4, [look(reader.read(7), VIEW, 4, visit) for visit in (0, 1, 2)], VIEW, [0, 1, 2])
-    assert batch.ids.tolist() == [draw_id("tile_00007", visit) for visit in (0, 1, 2)]
-    assert len(set(batch.ids.tolist())) == 3
+    ids = draw_ids(["tile_00007"] * 3, [0, 1, 2])
+    assert ids.tolist() == [draw_id("tile_00007", visit) for visit in (0, 1, 2)]
+    assert len(set(ids.tolist())) == 3
+    # drawn for a batch at once or one by one
+    together = draw_turns(VIEW, ids, 4)
+    assert together == [draw_turns(VIEW, ids[i : i + 1], 4)[0] for i in range(3)]
 
 
 def test_without_augmentation_the_centre_is_taken(reader: ShardReader) -> None:
     sample = reader.read(3)
-    looked = look(sample, replace(VIEW, augment=False), epoch=5)
+    looked = turned(sample, replace(VIEW, augment=False), epoch=5)
     assert (looked.pixels == sample.pixels[:, 8:40, 8:40]).all()
 
 
 def test_bands_are_chosen_by_name(reader: ShardReader) -> None:
     config = DataConfig(shards="x", bands=("B08", "B02"))
     view = make_view(reader.manifest.contract, config, patch_px=8)
-    assert (
-        look(reader.read(0), replace(view, augment=False), 0).pixels == reader.read(0).pixels[[3, 0]]
-    ).all()
+    assert (look(reader.read(0), view, Turn()).pixels == reader.read(0).pixels[[3, 0]]).all()
     with pytest.raises(UnknownNameError, match="Did you mean `B08`"):
         make_view(reader.manifest.contract, DataConfig(shards="x", bands=("B80",)), patch_px=8)
 
@@ -87,8 +103,8 @@ def with_truth(sample: Sample) -> Sample:
 def test_a_class_of_every_pixel_and_the_later_date_turn_with_the_pixels(reader: ShardReader) -> None:
     view = replace(VIEW, bands=(2, 0), label_kind="mask", classes=3)
     for epoch in range(8):
-        looked = look(with_truth(reader.read(7)), view, epoch)
-        batch = collate(0, epoch, [looked, replace(looked, label=None)], view)
+        looked = turned(with_truth(reader.read(7)), view, epoch)
+        batch = collate(0, epoch, [looked, replace(looked, label=None)], view, draw_ids([looked.key] * 2))
         truth = np.where(looked.mask, -1, looked.pixels[1] % 3)
         assert (batch.labels_B[0].numpy() == truth).all()
         assert set(batch.labels_B[1].unique().tolist()) == {-1}
@@ -98,8 +114,10 @@ def test_a_class_of_every_pixel_and_the_later_date_turn_with_the_pixels(reader: 
 
 def test_several_classes_become_a_vector_and_none_is_marked(reader: ShardReader) -> None:
     view = replace(VIEW, label_kind="classes", classes=4)
-    looked = look(reader.read(0), view, 0)
-    batch = collate(0, 0, [replace(looked, label=label) for label in ((1, 3), (), None)], view)
+    looked = turned(reader.read(0), view, 0)
+    batch = collate(
+        0, 0, [replace(looked, label=label) for label in ((1, 3), (), None)], view, draw_ids(["k"] * 3)
+    )
     assert batch.labels_B.tolist() == [[0, 1, 0, 1], [0, 0, 0, 0], [-1] * 4]
     assert batch.after_BCHW is None
 

@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline import manifest as manifests
 from pipeline.errors import ContractError, CorruptDataError, MissingInputError, PipelineError
-from training.reader import ShardReader, index_shard
+from training.offsets import find_offsets
+from training.reader import ShardReader
 
 
 @pytest.fixture
@@ -70,7 +72,7 @@ def test_t16_a_missing_shard_is_named(copy: Path) -> None:
 
 
 def rewrite(path: Path, folder: Path, replace: dict[str, tuple[str, bytes] | None]) -> None:
-    """Rewrite a shard with some members renamed and replaced, or left out; keeps the manifest's size in step."""
+    """Rewrite a shard with some members renamed and replaced, or left out; keeps the manifest in step."""
     with tarfile.open(path) as tar:
         members = [(m.name, tar.extractfile(m).read()) for m in tar]  # type: ignore[union-attr]
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
@@ -81,7 +83,7 @@ def rewrite(path: Path, folder: Path, replace: dict[str, tuple[str, bytes] | Non
                 info.size = len(kept[1])
                 tar.addfile(info, io.BytesIO(kept[1]))
     tree = json.loads((folder / "manifest.json").read_text())
-    tree["splits"]["train"][0]["size_bytes"] = path.stat().st_size
+    tree["splits"]["train"][0] |= {"size_bytes": path.stat().st_size, "sha256": manifests.sha256(path)}
     (folder / "manifest.json").write_text(json.dumps(tree))
 
 
@@ -104,8 +106,13 @@ def test_t17_bytes_that_are_no_array_are_named(copy: Path) -> None:
 @pytest.mark.parametrize("name", ["tile_00000.pickle", "tile_00000.weights.pth", "../outside.json"])
 def test_t19_a_member_that_other_readers_would_execute_or_follow_is_refused(copy: Path, name: str) -> None:
     rewrite(first_shard(copy), copy, {"tile_00000.json": (name, b"{}")})
-    with pytest.raises(CorruptDataError, match="do not use this file"):
-        index_shard(first_shard(copy))
+    with (
+        first_shard(copy).open("rb") as stream,
+        pytest.raises(CorruptDataError, match="do not use this file"),
+    ):
+        find_offsets(stream, "the shard")
+    with pytest.raises(CorruptDataError, match=r"shard-000000\.tar.*do not use this file"):
+        ShardReader(copy, "train").read(0)
 
 
 def test_t19_a_shard_outside_of_the_set_is_refused(copy: Path) -> None:

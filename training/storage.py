@@ -1,0 +1,231 @@
+"""Where shards are: a folder, or object storage with a bounded cache on the node, shared by all its processes."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePosixPath
+from typing import Protocol
+
+from pydantic import Field
+
+from pipeline import histogram as histograms
+from pipeline import manifest as manifests
+from pipeline.config import Config, UserPath
+from pipeline.console import LOG
+from pipeline.errors import ConfigError, CorruptDataError, MissingInputError
+from pipeline.manifest import Shard
+from training import remote
+
+_WAIT_S = 1.0
+_LONGEST_WAIT_S = 30.0
+
+
+class Cache(Config):
+    """What a node keeps of the shards: member offsets, and whole shards of object storage."""
+
+    folder: UserPath | None = None
+    """Folder on a fast local disk; null takes one of the user's in the system's folder for temporary files."""
+    limit_gb: float = Field(default=200, gt=0)
+    """Shards of object storage are kept up to this size in all; the ones not read for longest go first."""
+    patience_s: float = Field(default=120, gt=0)
+    """How long object storage that fails is asked again before the run ends."""
+
+    def made(self) -> Path:
+        """Return the folder, which is made where it is missing; raises `ConfigError` where it is another user's."""
+        folder = self.folder or Path(tempfile.gettempdir()) / f"spectral-pretraining-{os.getuid()}"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # in a folder for all, somebody else may have been there first
+        if self.folder is None and folder.stat().st_uid != os.getuid():
+            raise ConfigError(f"{folder} is another user's: set data.cache.folder to one of your own.")
+        return folder
+
+
+class Storage(Protocol):
+    """The shards of a set."""
+
+    cache: Cache
+
+    @property
+    def name(self) -> str:
+        """Folder or address, for people."""
+
+    def told(self, shard: Shard) -> str:
+        """Return what to call a shard in messages."""
+
+    def check(self, shard: Shard, checksum: bool) -> None:
+        """Raise where a shard is missing or not as its manifest says, as far as that can be told at the start."""
+
+    def open(self, shard: Shard) -> int:
+        """Return a descriptor of a shard's file on this node, for the caller to close."""
+
+
+class Folder:
+    """Shards on a file system."""
+
+    def __init__(self, folder: Path, cache: Cache) -> None:
+        self.folder, self.cache = folder, cache
+
+    @property
+    def name(self) -> str:
+        """The folder."""
+        return str(self.folder)
+
+    def told(self, shard: Shard) -> str:
+        """Return the shard's path."""
+        return f"{self.folder}/{shard.path}"
+
+    def open(self, shard: Shard) -> int:
+        """Open the shard."""
+        return os.open(self.told(shard), os.O_RDONLY)
+
+    def check(self, shard: Shard, checksum: bool) -> None:
+        """Raise `MissingInputError` or `CorruptDataError` for a shard that is not as the manifest says."""
+        require_inside(shard, self.name)
+        path = self.folder / shard.path
+        if not path.exists():
+            raise MissingInputError(f"shard {path} is missing. Copy it back, or make the set again.")
+        # the size costs nothing and finds what truncation leaves; flips need sha256
+        if path.stat().st_size != shard.size_bytes:
+            raise CorruptDataError(
+                f"shard {path} has {path.stat().st_size} bytes, not {shard.size_bytes}. Make it again."
+            )
+        if checksum and manifests.sha256(path) != shard.sha256:
+            raise CorruptDataError(f"shard {path} does not have its recorded checksum. Make it again.")
+
+
+def require_inside(shard: Shard, where: str) -> None:
+    """Raise `CorruptDataError` for a shard that a manifest says lies outside of its set."""
+    if PurePosixPath(shard.path).is_absolute() or ".." in PurePosixPath(shard.path).parts:
+        raise CorruptDataError(
+            f"{where}: shard `{shard.path}` lies outside the set; do not use this manifest."
+        )
+
+
+class Bucket:
+    """Shards of object storage, each fetched when it is first read, and verified by its checksum then."""
+
+    def __init__(self, address: str, cache: Cache) -> None:
+        self._address, self.cache = address.rstrip("/"), cache
+
+    @property
+    def name(self) -> str:
+        """The address."""
+        return self._address
+
+    def told(self, shard: Shard) -> str:
+        """Return the shard's address."""
+        return f"{self._address}/{shard.path}"
+
+    def check(self, shard: Shard, checksum: bool) -> None:
+        """Raise `CorruptDataError` for a shard outside of the set; what is in it is verified on arrival."""
+        require_inside(shard, self.name)
+
+    def open(self, shard: Shard) -> int:
+        """Open the shard in the node's cache, fetched where it is not there.
+
+        Raises `MissingInputError` or `CorruptDataError` naming the shard, the former after `patience_s`.
+        """
+        folder = self.cache.made()
+        path = folder / f"{shard.sha256}.tar"
+        with _only_one(folder / f"{shard.sha256}.lock"):
+            try:
+                descriptor = os.open(path, os.O_RDONLY)
+            except FileNotFoundError:
+                self._fetch(shard, path)
+                descriptor = os.open(path, os.O_RDONLY)
+                self._bound(folder, path)
+        with suppress(FileNotFoundError):
+            os.utime(path)  # what was opened last stays longest
+        return descriptor
+
+    def _fetch(self, shard: Shard, path: Path) -> None:
+        partial, address = path.with_suffix(".partial"), self.told(shard)
+        try:
+            patiently(lambda: _whole(address, partial, shard.size_bytes), address, self.cache.patience_s)
+            if manifests.sha256(partial) != shard.sha256:
+                raise CorruptDataError(
+                    f"shard {address} does not have its recorded checksum. Copy it there again from where it was made."
+                )
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def _bound(self, folder: Path, keep: Path) -> None:
+        """Remove the shards not read for longest; who has one open keeps it until it is closed."""
+        with _only_one(folder / "room.lock"):
+            kept = sorted((p.stat().st_mtime, p.stat().st_size, p) for p in folder.glob("*.tar"))
+            spare = sum(size for _, size, _ in kept) - self.cache.limit_gb * 1e9
+            for _, size, path in kept:
+                if spare <= 0:
+                    break
+                if path != keep:
+                    path.unlink()
+                    spare -= size
+
+
+def _whole(address: str, path: Path, size_bytes: int) -> remote.Problem | None:
+    problem = remote.download(address, path)
+    # some servers that stop in the middle end the file as if it were all
+    if problem is None and path.stat().st_size != size_bytes:
+        return remote.Problem(f"{path.stat().st_size} of {size_bytes} bytes came", final=False)
+    return problem
+
+
+def fetch_manifest(address: str, cache: Cache) -> tuple[Path, str]:
+    """Bring manifest and histogram of a set to the node; returns their folder there and the set's address.
+
+    Sets beside each other stay so, which is how a numbered one finds those before it.
+    """
+    base = address.removesuffix(f"/{manifests.NAME}").rstrip("/")
+    parent, _, name = base.rpartition("/")
+    folder = cache.made() / "sets" / parent.replace("://", "/") / name
+    folder.mkdir(parents=True, exist_ok=True)
+    with _only_one(folder / ".lock"):
+        for file, needed in ((manifests.NAME, True), (histograms.NAME, False)):
+            _bring(f"{base}/{file}", folder / file, cache.patience_s, needed)
+    return folder, base
+
+
+def _bring(address: str, path: Path, patience_s: float, needed: bool) -> None:
+    partial = path.with_suffix(".partial")
+    try:
+        patiently(lambda: remote.download(address, partial), address, patience_s)
+    except MissingInputError:
+        if needed:
+            raise
+        return
+    partial.replace(path)
+
+
+def patiently(fetch: remote.Fetch, address: str, patience_s: float) -> None:
+    """Fetch, again after growing pauses while the storage cannot be reached.
+
+    Raises `MissingInputError` naming the address for what is not there, and when `patience_s` is over.
+    """
+    ends, wait_s = time.monotonic() + patience_s, _WAIT_S
+    while True:
+        problem = fetch()
+        if problem is None:
+            return
+        if problem.final or time.monotonic() + wait_s > ends:
+            raise MissingInputError(
+                f"{address} cannot be read ({problem.text})"
+                f"{'' if problem.final else f', and could not be for {patience_s:g} s'}. Check the address, the"
+                " credentials and the storage, then give the same command again."
+            )
+        LOG.warning("%s cannot be read (%s): asking again in %.0f s", address, problem.text, wait_s)
+        time.sleep(wait_s)
+        wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
+
+
+@contextmanager
+def _only_one(path: Path) -> Iterator[None]:
+    """Let one process of the node after the other into the block; a process that dies lets the next one in."""
+    with path.open("a") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
