@@ -95,8 +95,10 @@ class RunData(Config):
     """What the weights expect, by sensor."""
     sets: tuple[SetRecord, ...] = ()
     """The shard sets, in the order of their samples."""
+    order: int = 1
+    """`training.order.RULE` of the run."""
     digest: str
-    """Identifier of what is read and in which shares."""
+    """Identifier of what is read, in which shares and by which rule."""
 
     def of(self, sensor: str) -> DataRecord:
         """Return the record of a sensor; raises `ContractError` for one the weights do not know."""

@@ -142,7 +142,8 @@ def _resume(work: Work, engine: Engine, store: Store) -> int:
         )
     if state.data.digest != work.data.digest and work.config.resume == "auto":
         before, now = (
-            {s.path: s.model_dump(exclude={"path"}) for s in d.sets} for d in (state.data, work.data)
+            {"rule of the order": d.order} | {s.path: s.model_dump(exclude={"path"}) for s in d.sets}
+            for d in (state.data, work.data)
         )
         raise ConfigError(
             f"{folder} was trained on other data than {work.config.data.names} ({'; '.join(differences(before, now))});"

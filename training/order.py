@@ -6,12 +6,17 @@ few samples left over are others in every epoch. With weights an epoch has `floo
 together, which the weights share out, and a source gives the same number of samples in every epoch:
 - fewer than it has: none comes again before it has given as many as fill whole epochs;
 - more than it has: within an epoch none comes again before all have come.
+A visit to each sample of a source goes through its shards in an order drawn anew, `SHARDS` of them at a time, and
+draws from all samples of these: storage sees a few shards being read and not a million places. Shards hold samples
+of all scenes mixed, so that what comes together is as mixed as with all shards open; two samples of one shard come
+within the same window of some ten thousand samples rather than anywhere in the epoch.
 Shares are exact, not only expected: of an epoch, of a step, and of every 64 steps counted from the epoch's start, to
 within one sample or step where there are two to share, and one more for each further.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -22,7 +27,12 @@ from numpy.typing import NDArray
 from pipeline.errors import ConfigError
 from pipeline.keys import permute
 
-_ORDER, _SENSOR = 0x6F726465, 0x73656E73  # keep the two uses of (seed, epoch) apart
+_ORDER, _SENSOR, _SHARD = 0x6F726465, 0x73656E73, 0x73686172  # keep the uses of (seed, epoch) apart
+_ROWS = 4
+RULE = 2
+"""Which samples a step sees, for given data: to be raised with every change of that, for no run could go on with it."""
+SHARDS = 16
+"""Shards that samples are drawn from at a time."""
 WINDOW = 64
 """Steps within which sensors come in an order drawn at random."""
 Numbers = NDArray[np.int64]
@@ -34,18 +44,54 @@ class Offer:
 
     name: str
     """For errors."""
-    samples: int
+    shards: Sequence[int]
+    """Samples of each shard."""
     weight: float | None = None
     """Null, for all sources: by number of samples."""
 
+    @property
+    def samples(self) -> int:
+        """Samples of all shards."""
+        return sum(self.shards)
 
-@dataclass(frozen=True)
+
 class Quota:
-    """What a source gives; its samples are numbered from 0."""
+    """What a source gives; its samples are numbered from 0, shard by shard."""
 
-    samples: int
-    drawn: int
-    """Samples it gives in an epoch."""
+    def __init__(self, shards: Sequence[int], drawn: int) -> None:
+        """drawn: samples it gives in an epoch."""
+        self._sizes, self.drawn = np.array(shards, np.int64), drawn
+        self._begins = np.cumsum(self._sizes) - self._sizes
+        self.samples = int(self._sizes.sum())
+        self._rows: OrderedDict[tuple[int, int], tuple[Numbers, Numbers]] = OrderedDict()
+
+    def find(self, places: Numbers, seed: int, visit: int) -> Numbers:
+        """Return the samples at places of the row that a visit to each sample is."""
+        shards, ends = self._row(seed, visit)
+        # the windows end with every so many shards, and with the last
+        window_ends = np.append(ends[SHARDS - 1 : -1 : SHARDS], ends[-1])
+        windows, moved = np.searchsorted(window_ends, places, side="right"), np.empty_like(places)
+        for window in np.unique(windows).tolist():
+            these = windows == window
+            begin = int(window_ends[window - 1]) if window else 0
+            inside, size = (places[these] - begin).astype(np.uint64), int(window_ends[window]) - begin
+            moved[these] = begin + permute(inside, size, _ORDER, seed, visit, window).astype(np.int64)
+        slots = np.searchsorted(ends, moved, side="right")
+        found: Numbers = self._begins[shards[slots]] + moved - (ends[slots] - self._sizes[shards[slots]])
+        return found
+
+    def _row(self, seed: int, visit: int) -> tuple[Numbers, Numbers]:
+        """Return the shards in the order of a visit, and how many samples there are up to the end of each."""
+        # one number a shard, never one a sample; a step needs two rows where one visit ends
+        if (seed, visit) not in self._rows:
+            shards = permute(
+                np.arange(len(self._sizes), dtype=np.uint64), len(self._sizes), _SHARD, seed, visit
+            )
+            order = shards.astype(np.int64)
+            self._rows[seed, visit] = order, np.cumsum(self._sizes[order])
+            if len(self._rows) > _ROWS:
+                self._rows.popitem(last=False)
+        return self._rows[seed, visit]
 
 
 @dataclass(frozen=True)
@@ -131,7 +177,7 @@ def _quotas(offers: Sequence[Offer], total: int) -> Iterator[Quota]:
                 f"the weight of {offer.name} is so small that an epoch would have none of it; raise it, or leave it"
                 " out of data.shards."
             )
-        yield Quota(offer.samples, number)
+        yield Quota(offer.shards, number)
 
 
 def _look_up(source: Quota, rank: Numbers, epoch: int, seed: int) -> tuple[Numbers, Numbers]:
@@ -140,12 +186,12 @@ def _look_up(source: Quota, rank: Numbers, epoch: int, seed: int) -> tuple[Numbe
     epochs = max(source.samples // source.drawn, 1)
     visit, place = np.divmod(rank + epoch % epochs * source.drawn, source.samples)
     rounds = -(-source.drawn // source.samples)
-    number = np.empty(len(rank), np.uint64)
+    number = np.empty_like(rank)
     for again in np.unique(visit):
         these = visit == again
         key = epoch // epochs * rounds + int(again)
-        number[these] = permute(place[these].astype(np.uint64), source.samples, _ORDER, seed, key)
-    return number.astype(np.int64), visit
+        number[these] = source.find(place[these], seed, key)
+    return number, visit
 
 
 def share_out(positions: Numbers, parts: Sequence[int]) -> tuple[Numbers, Numbers]:

@@ -21,6 +21,7 @@ from pipeline.manifest import Manifest
 from pipeline.sample import Label, Sample, Scratch
 from training.checkpoint import DataRecord, RunData, SetRecord
 from training.data import DataConfig, ShardSet, View
+from training.order import RULE
 from training.reader import ShardReader
 
 WITHOUT_LABELS = frozenset({"tile_px", "classes", "label_kind"})
@@ -55,6 +56,11 @@ class Source:
         place = bisect.bisect_right(self._ends, number)
         reader = self.readers[place]
         return reader, number - (self._ends[place] - len(reader))
+
+    @property
+    def shards(self) -> list[int]:
+        """Samples of each shard of the row."""
+        return [shard.samples for r in self.readers for shard in r.shards]
 
     def read(self, number: int, scratch: Scratch | None = None) -> Sample:
         """Read and decode sample `number` of the row, into memory that is used again where it is given."""
@@ -132,13 +138,13 @@ def run_data(parts: Sequence[Part], normalise: NormalisationKind) -> RunData:
     """Return the record of all that a run reads."""
     sources = [s for part in parts for s in part.family.sources]
     sets = tuple(_set_record(r, s.weight) for s in sources for r in s.readers)
-    # weights and order of the sets decide which samples a step sees
-    shares = json.dumps([[s.weight, [r.manifest.digest() for r in s.readers]] for s in sources])
-    several = hashlib.sha256(shares.encode()).hexdigest()[:16]
+    # weights, order and rule decide which samples a step sees
+    shares = json.dumps([RULE, [[s.weight, [r.manifest.digest() for r in s.readers]] for s in sources]])
     return RunData(
         sensors={p.family.contract.sensor: p.record(normalise) for p in parts},
         sets=sets,
-        digest=sets[0].digest if len(sets) == 1 else several,
+        order=RULE,
+        digest=hashlib.sha256(shares.encode()).hexdigest()[:16],
     )
 
 

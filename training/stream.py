@@ -28,7 +28,7 @@ class ShardStream(Dataset[Batch]):
     def __init__(self, parts: Sequence[Part], batch: BatchConfig, world: World) -> None:
         self.parts, self.world = tuple(parts), world
         self.accumulation = batch.accumulation(world.size)
-        offers = [[Offer(s.name, len(s), s.weight) for s in p.family.sources] for p in parts]
+        offers = [[Offer(s.name, s.shards, s.weight) for s in p.family.sources] for p in parts]
         self.order = Order.of(offers, batch.size, parts[0].view.seed)
         self.steps_per_epoch = self.order.steps_per_epoch
         self._scratch = Scratch()

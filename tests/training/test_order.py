@@ -12,12 +12,15 @@ import numpy as np
 import pytest
 
 from pipeline.errors import ConfigError
-from training.order import WINDOW, Draws, Offer, Order, apportion, share_out
+from training.order import SHARDS, WINDOW, Draws, Offer, Order, apportion, share_out
 
 
 def order(*sensors: Sequence[tuple[int, float | None]], batch: int = 8, seed: int = 3) -> Order:
-    """Lay out sensors of sources of (samples, weight)."""
-    named = [[Offer(f"{i}{k}", n, w) for k, (n, w) in enumerate(s)] for i, s in enumerate(sensors)]
+    """Lay out sensors of sources of (samples, weight), in shards of a thousand and a rest."""
+    named = [
+        [Offer(f"{i}{k}", [*[1000] * (n // 1000), n % 1000], w) for k, (n, w) in enumerate(s)]
+        for i, s in enumerate(sensors)
+    ]
     return Order.of(named, batch, seed)
 
 
@@ -155,13 +158,49 @@ def test_what_comes_to_nothing_is_refused(sensors: list[list[tuple[int, float | 
         order(*sensors)
 
 
+UNEQUAL = [7, 0, 30, 1] * 30 + [12]
+
+
+def test_a_visit_to_each_sample_reads_a_few_shards_at_a_time() -> None:
+    made = Order.of([[Offer("unequal", UNEQUAL)]], batch_size=8, seed=3)
+    shard_of = np.repeat(np.arange(len(UNEQUAL)), UNEQUAL)
+    draws = np.concatenate([d.sample for d in epoch_of(made, 0)])
+    assert len(set(draws.tolist())) == len(draws) == sum(UNEQUAL) // 8 * 8
+    seen = {}
+    for position, shard in enumerate(shard_of[draws].tolist()):
+        seen.setdefault(shard, []).append(position)
+    # from its first sample to its last, a shard is open with at most the others of its window
+    for positions in seen.values():
+        assert len(set(shard_of[draws[positions[0] : positions[-1] + 1]].tolist())) <= SHARDS
+    # the next epoch puts other shards together
+    first = [
+        set(shard_of[np.concatenate([d.sample for d in epoch_of(made, e)])[:100]].tolist()) for e in (0, 1)
+    ]
+    assert first[0] != first[1]
+
+
+def test_within_a_window_samples_of_all_its_shards_are_mixed() -> None:
+    made = Order.of([[Offer("equal", [100] * 64)]], batch_size=64, seed=3)
+    for draws in epoch_of(made, 1)[:25]:
+        counts = np.unique(draws.sample // 100, return_counts=True)[1]
+        # 64 of 16 shards, drawn at random: about four of each
+        assert len(counts) >= 10
+        assert counts.max() <= 14
+        assert np.abs(np.diff(draws.sample)).mean() > 100
+
+
 def test_a_hundred_million_samples_are_looked_up_at_once_and_in_no_memory() -> None:
     made = order([(80_000_000, 1.0), (20_000_000, 1.0)], [(100_000_000, 3.0)], batch=4096)
+    began = time.perf_counter()
+    made.draws(7_000_000)
+    # the first step of a resume, which lays out the shards too
+    assert time.perf_counter() - began < 1
     tracemalloc.start()
     began = time.perf_counter()
-    draws = [made.draws(step) for step in range(7_000_000, 7_000_020)]
+    draws = [made.draws(step) for step in range(9_000_000, 9_000_020)]
     took_s, peak = time.perf_counter() - began, tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert {d.sensor for d in draws} == {0, 1}
     assert took_s < 5  # 20 steps; a millisecond or two each without the tracing
-    assert peak < 4e6
+    # some numbers for each of 200 000 shards, none for a sample
+    assert peak < 3e7

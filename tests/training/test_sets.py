@@ -19,6 +19,7 @@ from pipeline.errors import ConfigError, ContractError, MissingInputError, Pipel
 from pipeline.reference import listing
 from tests.training.shard_sets import LANDSAT, Kind, make_sample
 from training.data import DataConfig, ShardSet, make_view
+from training.order import RULE
 from training.sets import (
     WITH_LABELS,
     Part,
@@ -237,13 +238,13 @@ def test_what_is_read_is_recorded_by_sensor_and_set(
     assert found.of("sentinel2").statistics == manifests.read(shards).statistics
     with pytest.raises(ContractError, match="know images of sentinel2, landsat_oli, not of landsat_tm"):
         found.of("landsat_tm")
-    # one set is known by its own digest; weights and order of several count
-    assert record(shards).digest == manifests.read(shards).digest()
+    # weights and order of sets count, and the rule of the order of samples
+    assert found.order == RULE
     digests = [
         record(shards, more_shards).digest, record(more_shards, shards).digest, found.digest,
-        record(weighted[0], {"path": landsat_shards, "weight": 2}).digest,
+        record(weighted[0], {"path": landsat_shards, "weight": 2}).digest, record(shards).digest,
     ]  # fmt: skip
-    assert len(set(digests)) == 4
+    assert len(set(digests)) == 5
 
 
 def test_sets_divided_by_other_rules_are_warned_of(
