@@ -218,10 +218,18 @@ class Store:
             if problem is None:
                 if mend:
                     self._put_aside(damaged)
+                self._doubt_pointer(candidate.name)
                 return candidate.name
             LOG.warning("checkpoint %s is passed over: %s", candidate, problem)
             damaged.append(candidate)
         return "" if damaged else None
+
+    def _doubt_pointer(self, newest: str) -> None:
+        """Say where the pointer names another checkpoint than the one that is taken."""
+        pointer = self.folder / _LATEST
+        named = pointer.read_bytes().decode(errors="replace") if pointer.exists() else "nothing"
+        if named != newest:
+            LOG.warning("%s names %r: %s is taken, the newest that verifies", pointer, named, newest)
 
     def _put_aside(self, damaged: Sequence[Path]) -> None:
         for candidate in damaged:
@@ -311,6 +319,19 @@ def find(location: Path) -> Path:
     Raises `MissingInputError` where there is none, `CorruptDataError` where it is damaged, and `ConfigError` where
     the run is not complete: half-trained weights are taken only when they are asked for by name.
     """
+    found = newest(location)
+    if found != location and not (location / COMPLETE).exists():
+        raise ConfigError(
+            f"the run in {location} is not complete: let it go on to its end, or give {found} to take it as it is."
+        )
+    return found
+
+
+def newest(location: Path) -> Path:
+    """Return the checkpoint meant by its own folder, or the newest of a run that may not be complete.
+
+    Raises `MissingInputError` where there is none, `CorruptDataError` where it is damaged.
+    """
     if (location / MANIFEST).exists():
         for problem in verify(location):
             raise CorruptDataError(f"{location}: {problem}. Take another checkpoint of that run.")
@@ -318,8 +339,4 @@ def find(location: Path) -> Path:
     found = Store(location, World()).newest()
     if found is None:
         raise MissingInputError(f"no checkpoint in {location}. Give a run folder that pretraining wrote.")
-    if not (location / COMPLETE).exists():
-        raise ConfigError(
-            f"the run in {location} is not complete: let it go on to its end, or give {found} to take it as it is."
-        )
     return found

@@ -1,10 +1,11 @@
-"""Batches for the loop, also where a loader process dies or hangs: then one more, so that the run can save and end."""
+"""Batches for the loop, also where a loader process dies or hangs: then from here, so that the run can save and end."""
 
 from __future__ import annotations
 
 import multiprocessing
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 from training.data import Batch, DataConfig
@@ -22,9 +23,10 @@ class Feed:
         self._waiting = False
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield the batches; after a loader's failure the next one is loaded here."""
+        """Yield the batches; after a loader's failure they are loaded here, until the loop has agreed to stop."""
         steps, config = self._steps, self._config
-        batches = self._stream.batches(steps.start, steps.stop, config.workers, config.timeout_s)
+        # ours: torch's time-out does not hear of a worker that hangs while it hands a batch over
+        batches = self._stream.batches(steps.start, steps.stop, config.workers, timeout_s=0)
         hear = signal.getsignal(signal.SIGCHLD)
         try:
             for step in steps:
@@ -32,7 +34,7 @@ class Feed:
                     batch = self._wait(batches)
                 except RuntimeError as error:  # the one kind that torch has for workers that die or hang
                     self.problem = self._told(step, error)
-                    yield self._stream[step]
+                    yield from map(self._stream.__getitem__, range(step, steps.stop))
                     return
                 yield batch
         finally:
@@ -45,7 +47,8 @@ class Feed:
             hear = signal.getsignal(signal.SIGCHLD)
             if isinstance(hear, _WhileWaiting):
                 hear(signal.SIGCHLD, None)  # one may have died in between
-            batch = next(batches)
+            with _at_most(self._config.timeout_s if self._config.workers else 0):
+                batch = next(batches)
         finally:
             self._waiting = False
         hear = signal.getsignal(signal.SIGCHLD)
@@ -65,6 +68,22 @@ class Feed:
             f" ({str(error).splitlines()[0].rstrip('.')}). Everything is saved. Look at memory and storage, then give"
             " the same command again; data.workers=0 does without loader processes."
         )
+
+
+@contextmanager
+def _at_most(seconds: float) -> Iterator[None]:
+    """Raise `RuntimeError`, as torch does, where something takes longer; 0 waits for ever."""
+
+    def late(_number: int, _frame: FrameType | None) -> None:
+        raise RuntimeError(f"it gave nothing for {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 class _WhileWaiting:

@@ -70,6 +70,10 @@ class Finetuning:
             return layer_decay_groups(self.model, decay, 1.0, 0)
         return layer_decay_groups(self.model, decay, self.config.layer_decay, encoder.depth)
 
+    def flops(self) -> int:
+        """Nobody counts a step's operations here: heads and encoders are of many kinds."""
+        return 0
+
     def prepare(self, batch: Batch, engine: Engine) -> Prepared:
         """Make the losses ready."""
         usable = self.task.usable(batch)
@@ -146,12 +150,14 @@ class Finetuning:
 
 def finetune(config: FinetuneConfig, world: World) -> bool:
     """Run or resume a downstream run; True when it is complete, False when it was interrupted and saved."""
-    world.connect(config.engine.timeout_s)
     weights = Weights.of(config.init, config.handover) if config.init else None
     if weights:
         data, model = weights.decide(config.data)
         config = config.model_copy(update={"data": data, "model": model})
     config = config.resolved()
+    if config.dry_run:
+        return train(Finetuning(Setup(config, world, weights)))
+    world.connect(config.engine.timeout_s)
     with runs.held(config, world):
         if runs.prepare(config, world):
             return _work(Setup(config, world, weights))

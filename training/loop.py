@@ -5,6 +5,7 @@ A `Work` says what a step is made of; this file runs it exactly, resumes it, sav
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -15,7 +16,8 @@ from torch import Tensor, nn
 from pipeline.config import differences
 from pipeline.console import LOG, Progress, say
 from pipeline.errors import ConfigError, ContractError, OutputError, TrainingError
-from training import runs
+from pipeline.manifest import write_atomically
+from training import budget, runs
 from training.checkpoint import FORMAT_VERSION, RunData, State, Store, read_snapshot, read_state
 from training.data import Batch
 from training.engine import Engine, Recipe
@@ -23,7 +25,7 @@ from training.feeding import Feed
 from training.guards import COMPLETE, INTERRUPTED, STOP, mark
 from training.model import count_parameters
 from training.report import Report, StepResult
-from training.runs import RunConfig
+from training.runs import PLAN, RunConfig
 from training.schedule import learning_rate
 from training.stream import ShardStream
 from training.tracking import Tracker
@@ -67,6 +69,9 @@ class Work(Protocol):
     def plan(self) -> str:
         """Tell what the run is going to be."""
 
+    def flops(self) -> int:
+        """Return the operations of a step over all ranks; 0 where nobody counts."""
+
     def prepare(self, batch: Batch, engine: Engine) -> Prepared:
         """Make a batch ready for the engine."""
 
@@ -104,9 +109,12 @@ class Session:
 def train(work: Work) -> bool:
     """Run or resume a training; True when it is complete, False when it was interrupted and saved."""
     config, world = work.config, work.world
-    world.require_same("data", work.data.model_dump(mode="json"))
+    if not config.dry_run:
+        world.require_same("data", work.data.model_dump(mode="json"))
     if world.main:
-        say(work.plan())
+        _tell_plan(work)
+    if config.dry_run:
+        return True
     parameters = count_parameters(work.model)  # before ZeRO-3 takes them apart
     engine = make_engine(work)
     store = Store(config.folder, world, config.keep_last, config.keep_every_steps)
@@ -119,6 +127,21 @@ def train(work: Work) -> bool:
     # a rank that ends with 85 makes srun kill the others: none may leave before rank 0 has told MLflow everything
     world.barrier()
     return complete
+
+
+def _tell_plan(work: Work) -> None:
+    """Tell what is going to be done and what it takes; in the run folder too, for who asks how far it is."""
+    span, per_epoch = Span.of(work.config, work.stream), work.stream.steps_per_epoch
+    say(work.plan())
+    say(budget.told(budget.Load(work.model, span.total, per_epoch, work.flops()), work.config, work.world))
+    if not work.config.dry_run:
+        plan = {
+            "kind": work.kind,
+            "steps": span.total,
+            "steps_per_epoch": per_epoch,
+            "ranks": work.world.size,
+        }
+        write_atomically(work.config.folder / PLAN, json.dumps(plan).encode())
 
 
 def make_engine(work: Work) -> Engine:

@@ -146,6 +146,14 @@ class Pretraining:
             masking.Draw(keys, batch.saliency_BS, layout.groups, strength, config), batch.valid_BS
         )
 
+    def flops(self) -> int:
+        """Return the operations of the first step over all ranks."""
+        batch = self.stream[0]
+        return (
+            step_flops(self.config.model, self.inputs[batch.sensor].layout, self.choose(batch))
+            * self.world.size
+        )
+
     def prepare(self, batch: Batch, engine: Engine) -> Prepared:
         """Choose the masks and make the losses ready."""
         choice = self.choose(batch)
@@ -240,8 +248,13 @@ def pretrain(config: PretrainConfig, world: World) -> bool:
     """Run or resume a pretraining, or a chain of them; True when it is complete, False when it was interrupted and
     saved.
     """
+    chain = stages.split(config, config.stages) if config.stages else [config]
+    if config.dry_run:
+        # a later stage's weights to start from are still to be made
+        later = [stage.model_copy(update={"init": None}) for stage in chain[1:]]
+        return all(train(Pretraining(stage, world)) for stage in (chain[0], *later))
     if config.stages:
-        return stages.run(config, stages.split(config, config.stages), pretrain, world)
+        return stages.run(config, chain, pretrain, world)
     world.connect(config.engine.timeout_s)
     with runs.held(config, world):
         if runs.prepare(config, world):

@@ -1,6 +1,7 @@
 """What pretraining and fine-tuning have in common: the run folder, starting, resuming, ending.
 
 RUN/config.yaml      the resolved configuration
+RUN/plan.json        how many steps on how many ranks
 RUN/journal.jsonl    every metric
 RUN/checkpoints/     see `training.checkpoint`
 RUN/panels/          pictures
@@ -38,9 +39,10 @@ from training.watch import GuardsConfig
 from training.world import World
 
 _FREE = ("output", "name", "stop_at", "resume", "tracking", "save_every_steps", "keep_last", "keep_every_steps",
-         "data.workers", "data.verify", "data.timeout_s", "data.shards", "panel_images", "engine.timeout_s", "batch.micro",
-         "engine.zero_stage", "guards", "save_failure")  # fmt: skip
+         "data.workers", "data.verify", "data.cache", "data.timeout_s", "data.shards", "panel_images", "engine.timeout_s", "batch.micro",
+         "engine.zero_stage", "guards", "save_failure", "dry_run")  # fmt: skip
 """Keys that may change on the way: what is trained on, and what comes of it, stays the same."""
+PLAN = "plan.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 
 
@@ -57,6 +59,8 @@ class RunConfig(Config):
     """auto goes on from the newest checkpoint and refuses a changed configuration; changed allows it."""
     stop_at: int | None = Field(default=None, ge=1)
     """Save and stop after this step, as if interrupted; the schedule stays that of the whole run."""
+    dry_run: bool = False
+    """Tell what the run would be and take, and stop there (--dry-run); nothing is written."""
     save_every_steps: int = Field(default=500, ge=1)
     """Steps between checkpoints."""
     keep_last: int = Field(default=2, ge=2)
@@ -105,6 +109,10 @@ def main(
     command = command.configured_by(model)
     parser = command.parser()
     parser.add_argument("--run-folder", action="store_true", help="print the run folder and stop")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="tell what the run would be and take, and stop"
+    )
+    parser.add_argument("--ranks", type=int, metavar="N", help="with --dry-run: as if started as N processes")
     asked = parser.parse_args(argv)
     path, words = command.split(asked.words)
     config = load(model, path, words)
@@ -113,6 +121,8 @@ def main(
         say(str(config.folder))
         return EXIT_DONE
     world = World.from_env()
+    if asked.dry_run:
+        config, world = config.model_copy(update={"dry_run": True}), World(0, asked.ranks or world.size)
     try:
         complete = train(config, world)
     finally:

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -68,9 +69,16 @@ def start(
     if limit_file_kb:
         command = ["bash", "-c", f"ulimit -f {limit_file_kb}; trap '' XFSZ; exec \"$@\"", "limited", *command]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(
-        command, cwd=ROOT, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"} | environment, **pipes
-    )  # type: ignore[call-overload, no-any-return]
+    variables = os.environ | {"OMP_NUM_THREADS": "1"} | environment
+    # a group of its own, as a task of a job has: the tests signal all of it
+    return subprocess.Popen(command, cwd=ROOT, text=True, env=variables, start_new_session=True, **pipes)  # type: ignore[call-overload, no-any-return]
+
+
+def wait_for_step(run: Path, step: int, process: subprocess.Popen[str]) -> None:
+    """Wait until the journal of a run that is going on holds a step."""
+    journal, mark = run / "journal.jsonl", f'"step": {step},'
+    while process.poll() is None and not (journal.exists() and mark in journal.read_text()):
+        time.sleep(0.01)
 
 
 def finish(process: subprocess.Popen[str], code: int = 0) -> tuple[str, str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -156,45 +155,6 @@ def test_t08_a_batch_that_the_ranks_cannot_share_is_refused(shards: Path, tmp_pa
         Pretraining(config, World(0, 3))
 
 
-@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
-def test_t03_a_signal_saves_and_exits_85_and_the_same_command_goes_on(
-    shards: Path, tmp_path: Path, number: signal.Signals, trained: Path
-) -> None:
-    process = start(shards, tmp_path, "name=stopped", "save_every_steps=1000", "data.workers=1")
-    recorded = tmp_path / "stopped" / journal.NAME
-    while process.poll() is None and len(recorded.read_text().splitlines() if recorded.exists() else []) < 4:
-        time.sleep(0.02)
-    os.kill(process.pid, number)
-    finish(process, 85)
-    assert (tmp_path / "stopped" / "INTERRUPTED").exists()
-    out, _ = finish(start(shards, tmp_path, "name=stopped", "save_every_steps=1000"))
-    assert "going on from" in out
-    assert losses(tmp_path / "stopped") == losses(trained / "whole")
-    assert not (tmp_path / "stopped" / "INTERRUPTED").exists()
-
-
-@pytest.mark.parametrize("after_s", [0.5, 3.0])
-def test_t04_a_signal_while_the_run_starts_saves_and_exits_85(
-    shards: Path, tmp_path: Path, after_s: float, trained: Path
-) -> None:
-    process = start(shards, tmp_path, "name=early")
-    time.sleep(after_s)
-    os.kill(process.pid, signal.SIGUSR1)
-    _, err = finish(process, 85)
-    assert "stop: the step is finished and everything saved" in err
-    assert (tmp_path / "early" / "INTERRUPTED").exists()
-    assert losses(tmp_path / "early") == losses(trained / "whole")[: len(losses(tmp_path / "early"))]
-
-
-def test_t07_a_full_disk_while_saving_is_one_clear_line(shards: Path, tmp_path: Path) -> None:
-    process = start(shards, tmp_path, "name=full", "save_every_steps=2", limit_file_kb=3000)
-    _, err = finish(process, 2)
-    assert "could not be written" in err
-    assert "Make room" in err
-    assert "Traceback" not in err
-    assert list((tmp_path / "full" / "checkpoints").iterdir()) == []
-
-
 def test_two_trainings_never_share_a_run_folder(shards: Path, tmp_path: Path) -> None:
     first = start(shards, tmp_path, "name=one")
     while first.poll() is None and not (tmp_path / "one" / journal.NAME).exists():
@@ -203,18 +163,6 @@ def test_two_trainings_never_share_a_run_folder(shards: Path, tmp_path: Path) ->
     assert f"one is in use by process {first.pid}" in err
     assert "Traceback" not in err
     finish(first)
-
-
-def test_t01_a_killed_run_goes_on_from_its_newest_checkpoint(
-    shards: Path, tmp_path: Path, trained: Path
-) -> None:
-    process = start(shards, tmp_path, "name=killed", "save_every_steps=3")
-    while process.poll() is None and not (tmp_path / "killed" / "checkpoints" / "step-00000006").exists():
-        time.sleep(0.02)
-    process.kill()
-    process.communicate(timeout=60)
-    finish(start(shards, tmp_path, "name=killed", "save_every_steps=3"))
-    assert losses(tmp_path / "killed") == losses(trained / "whole")
 
 
 @pytest.mark.parametrize(
