@@ -118,8 +118,9 @@ def encode_array(array: NDArray[np.generic], codec: Codec = "lz4") -> bytes:
     plain = np.ascontiguousarray(array)
     # a .npy inside: shape and type travel with the bytes
     data = b"".join((_npy_header(plain.shape, plain.dtype), plain.data))
-    compressor = Blosc(cname=codec, clevel=LEVELS[codec], shuffle=Blosc.BITSHUFFLE, typesize=array.itemsize)
-    return bytes(compressor.encode(data))
+    # what `Blosc.encode` calls, after looking at the data for longer than it takes to compress a mask
+    packed = blosc.compress(data, codec.encode(), LEVELS[codec], Blosc.BITSHUFFLE, typesize=array.itemsize)
+    return bytes(packed)
 
 
 @lru_cache(maxsize=64)

@@ -58,6 +58,33 @@ def count(histogram: NDArray[np.int64], pixels: Pixels, times_YX: NDArray[np.uin
     _counting()(histogram, pixels.stack_BYX, tuple(pixels.which), pixels.top_px, times_YX)
 
 
+def bit_counts(mask_YX: NDArray[np.uint8], bits: Sequence[int], cell_px: int) -> NDArray[np.int32]:
+    """Return how many pixels of each cell have any of the bits of each number in `bits`, [number, y / cell, x / cell].
+
+    A rest smaller than a cell is left out.
+    """
+    height, width = (side // cell_px for side in mask_YX.shape)
+    counts = np.zeros((len(bits), height, width), np.int32)
+    # one look for all: which of the numbers a mask value has a part in
+    table = (np.arange(256)[:, None] & np.array(bits, np.int64)[None]) != 0
+    _bit_counting()(mask_YX, table.T.astype(np.uint8).copy(), cell_px, counts)
+    return counts
+
+
+@cache
+def _bit_counting() -> Any:
+    def whole(mask: Any, table: Any, cell: int, counts: Any) -> None:
+        for number in range(counts.shape[0]):
+            for y in range(counts.shape[1] * cell):
+                for cx in range(counts.shape[2]):
+                    n = 0
+                    for x in range(cx * cell, (cx + 1) * cell):
+                        n += table[number, mask[y, x]]
+                    counts[number, y // cell, cx] += n
+
+    return importlib.import_module("numba").njit(nogil=True)(whole)
+
+
 @cache
 def _counting() -> Any:
     def whole(histogram: Any, stack: Any, which: Any, top: int, times: Any) -> None:

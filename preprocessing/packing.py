@@ -6,6 +6,7 @@ shards are byte for byte the same for any number of workers and after any interr
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import os
@@ -95,25 +96,30 @@ def write_shard(job: ShardJob, output: Path, spool_folder: Path) -> Shard:
     path.parent.mkdir(parents=True, exist_ok=True)
     # hidden: a reader that lists *.tar must not find it
     partial = path.with_name(f".{path.name}.partial")
+    # of what is meant, while it is in memory, not of what is found later
+    summed, size = hashlib.sha256(), 0
     with partial.open("wb") as stream:
-        for data in _segments(job.pieces, spool_folder):
+        for data in _parts(job.pieces, spool_folder):
             stream.write(data)
-        stream.write(_END)
-        # whole records, as tar itself writes them
-        stream.write(bytes(-stream.tell() % tarfile.RECORDSIZE))
+            summed.update(data)
+            size += len(data)
         stream.flush()
         os.fsync(stream.fileno())
-    shard = Shard(
-        path=job.path,
-        samples=len(job.pieces),
-        size_bytes=partial.stat().st_size,
-        sha256=manifests.sha256(partial),
-    )
-    # the checksum was taken before: it is of what was meant, not of what is found later
+    shard = Shard(path=job.path, samples=len(job.pieces), size_bytes=size, sha256=summed.hexdigest())
     partial.replace(path)
     tree = {"digest": job.digest, "shard": shard.model_dump()}
     manifests.write_atomically(record, json.dumps(tree).encode())
     return shard
+
+
+def _parts(pieces: Iterable[Piece], folder: Path) -> Iterator[bytes]:
+    """Yield what a tar file is made of, in order."""
+    size = len(_END)
+    for data in _segments(pieces, folder):
+        size += len(data)
+        yield data
+    # whole records, as tar itself writes them
+    yield _END + bytes(-size % tarfile.RECORDSIZE)
 
 
 def _finished(job: ShardJob, path: Path, record: Path) -> Shard | None:

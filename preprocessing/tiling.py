@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from pipeline.keys import hash_text
 from pipeline.sample import Flag
+from preprocessing import kernel
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.intp]
@@ -175,10 +176,13 @@ def tiles(
     places = Lattice(lattice.tops - top_px, lattice.lefts)
     # flag by flag, to tell why a tile is dropped; most flags are nowhere in most scenes
     there = int(np.bitwise_or.reduce(mask, axis=None, initial=0)) & int(rule.unclear_bits)
-    bits = [f for f in Flag if f & there and f is not Flag.NODATA]
-    valid = _window_shares((mask & Flag.NODATA) == 0, places, rule)
-    clear = _window_shares((mask & int(rule.unclear_bits)) == 0, places, rule)
-    covers = {str(f.name).lower(): _window_shares((mask & int(f)) != 0, places, rule) for f in bits}
+    named = [f for f in Flag if f & there and f is not Flag.NODATA]
+    bits = [int(f) for f in (Flag.NODATA, rule.unclear_bits, *named)]
+    missing, unclear, *flagged = kernel.bit_counts(mask, bits, rule.cell_px)
+    valid, clear = (_window_shares(rule.cell_px**2 - counts, places, rule) for counts in (missing, unclear))
+    covers = {
+        str(f.name).lower(): _window_shares(n, places, rule) for f, n in zip(named, flagged, strict=True)
+    }
     reasons = _reasons(valid, clear, covers, rule)
     kept = [
         Tile(
@@ -204,16 +208,12 @@ def _reasons(valid: Floats, clear: Floats, covers: dict[str, Floats], rule: Tile
     return reasons
 
 
-def _window_shares(good: NDArray[np.bool_], places: Lattice, rule: TileRule) -> Floats:
-    """Return the share of good pixels of every tile, [row, column], by a summed-area table over cells."""
+def _window_shares(counts: NDArray[np.int32], places: Lattice, rule: TileRule) -> Floats:
+    """Return the share of counted pixels of every tile, [row, column], by a summed-area table over cells [y, x]."""
+    height, width = counts.shape
     cell, side = rule.cell_px, rule.tile_px // rule.cell_px
-    height, width = (length // cell for length in good.shape)
-    shape = (height, cell, width, cell)
-    # rows of cells first: summing along memory is what is fast
-    rows = good[: height * cell, : width * cell].reshape(height, cell, -1).sum(1, dtype=np.uint16)
-    counts = rows.reshape(shape[0], width, cell).sum(2, dtype=np.int64)
     table = np.zeros((height + 1, width + 1), np.int64)
-    table[1:, 1:] = counts.cumsum(0).cumsum(1)
+    table[1:, 1:] = counts.cumsum(0, dtype=np.int64).cumsum(1)
     top, left = places.tops // cell, places.lefts // cell
     sums: NDArray[np.int64] = (
         table[np.ix_(top + side, left + side)]

@@ -57,3 +57,11 @@ def test_counting_is_the_plain_form():
         histograms.count(plain, stack[[2, 0], 5:35], times >= at_least)
     np.testing.assert_array_equal(found, plain)
     assert found.sum() == 2 * times.sum()
+
+
+def test_bits_are_counted_in_cells():
+    mask = np.random.default_rng(5).integers(0, 64, (43, 50)).astype(np.uint8)
+    found = kernel.bit_counts(mask, [1, 6, 32], 8)
+    for counts, bits in zip(found, (1, 6, 32), strict=True):
+        plain = ((mask & bits) != 0)[:40, :48].reshape(5, 8, 6, 8).sum((1, 3))
+        np.testing.assert_array_equal(counts, plain)

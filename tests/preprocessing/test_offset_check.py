@@ -6,11 +6,12 @@ import shutil
 import numpy as np
 import pytest
 
+from pipeline import histogram as histograms
 from pipeline import manifest as manifests
 from pipeline.config import ROOT
 from pipeline.sample import NODATA
 from pipeline.sensors import SENSORS
-from preprocessing import quality, radiometry, shard
+from preprocessing import radiometry, shard
 from preprocessing.offset_check import doubts
 from preprocessing.readers import Request, discover
 from preprocessing.scenes import BandSource, Scene
@@ -26,7 +27,7 @@ def scene(offset: float, sensor: str = "sentinel2", bands=("B04", "B08")) -> Sce
 
 def histogram(*bands: tuple[int, int]) -> np.ndarray:
     """Pixels of each band, evenly from the first number to the second."""
-    counts = quality.empty_histogram(len(bands))
+    counts = histograms.empty(len(bands))
     for row, (low, high) in zip(counts, bands, strict=True):
         row[low - NODATA : high - NODATA] += 10
     return counts
@@ -54,7 +55,7 @@ def test_other_sensors_and_too_few_pixels_say_nothing():
     odd = histogram((-700, 500), (-700, 500))
     assert doubts(scene(-0.1, "landsat_oli"), odd, NODATA) == ()
     assert doubts(scene(-0.1), odd // 10 * (odd.cumsum(1) < 9000), NODATA) == ()
-    assert doubts(scene(0.0), quality.empty_histogram(2), NODATA) == ()
+    assert doubts(scene(0.0), histograms.empty(2), NODATA) == ()
 
 
 def make(archive, output, *words):
@@ -83,10 +84,10 @@ def test_the_run_and_the_manifest_tell(tmp_path, capsys):
 
 
 def of_real(scene: Scene) -> np.ndarray:
-    counts = quality.empty_histogram(len(scene.bands))
+    counts = histograms.empty(len(scene.bands))
     layout = radiometry.lay_out(scene, None, None)
     for row, image in zip(counts, radiometry.band_images(layout, "nearest"), strict=True):
-        quality.count(row[None], image.pixels[None], image.pixels != NODATA)
+        histograms.count(row[None], image.pixels[None], image.pixels != NODATA)
     return counts
 
 
