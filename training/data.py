@@ -25,19 +25,25 @@ from pipeline.keys import hash_text, uniform
 from pipeline.reference import as_yaml
 from pipeline.saliency import merge_cells, saliency
 from pipeline.sample import NO_CLASS, Flag, Label, Sample
+from training import remote
 from training.reader import Verify
+from training.storage import Cache
 
 PATIENCE_S = 300.0
 _STEPS = slice(None), slice(None, None, -1)
 _AUGMENT = 0x61756765  # keeps the augmentation apart from the other uses of (seed, epoch)
 
 
+Address = Annotated[str, Field(pattern=remote.PATTERN)]
+
+
 class ShardSet(Config):
     """A shard set among several."""
 
-    path: UserPath
-    """Folder of a shard set (it holds manifest.json). A numbered set that --grow made stands for the sets before it
-    too: OUTPUT-003 for OUTPUT, OUTPUT-002 and OUTPUT-003."""
+    path: Address | UserPath
+    """Folder of a shard set (it holds manifest.json), or its address on object storage: s3://bucket/set,
+    https://host/set. A numbered set that --grow made stands for the sets before it too: OUTPUT-003 for OUTPUT,
+    OUTPUT-002 and OUTPUT-003."""
     weight: float | None = Field(default=None, gt=0)
     """Share of the samples that a training sees, in proportion to the weights of the other sets; without weights
     each set counts by its number of samples. Give it for all sets or for none."""
@@ -80,7 +86,10 @@ class DataConfig(Config):
     timeout_s: float = Field(default=PATIENCE_S, gt=0)
     """How long a loader process may take for a batch before the run saves and ends."""
     verify: Verify = "size"
-    """Check of the shards at the start: file sizes, or sha256 of every byte."""
+    """Check of the shards at the start: file sizes, or sha256 of every byte. Those of object storage are checked in
+    full whenever they come to a node."""
+    cache: Cache = Cache()
+    """What a node keeps."""
 
     @field_validator("shards")
     @classmethod

@@ -23,6 +23,7 @@ from training.checkpoint import DataRecord, RunData, SetRecord
 from training.data import DataConfig, ShardSet, View
 from training.order import RULE
 from training.reader import ShardReader
+from training.storage import Bucket, Folder, Storage, beside, fetch_series
 
 WITHOUT_LABELS = frozenset({"tile_px", "classes", "label_kind"})
 """Fields of the contract in which sets may differ that are trained on without labels."""
@@ -49,7 +50,7 @@ class Source:
     @property
     def name(self) -> str:
         """The folders, for people."""
-        return ", ".join(str(r.folder) for r in self.readers)
+        return ", ".join(r.name for r in self.readers)
 
     def _find(self, number: int) -> tuple[ShardReader, int]:
         """Return the set of sample `number` of the row, and its number there."""
@@ -151,7 +152,7 @@ def run_data(parts: Sequence[Part], normalise: NormalisationKind) -> RunData:
 def _set_record(reader: ShardReader, weight: float | None) -> SetRecord:
     made = reader.manifest
     return SetRecord(
-        name=made.name, path=str(reader.folder), digest=made.digest(), samples=len(reader), weight=weight
+        name=made.name, path=reader.name, digest=made.digest(), samples=len(reader), weight=weight
     )
 
 
@@ -176,30 +177,45 @@ def open_split(config: DataConfig, split: str) -> Source:
 
     Raises `ContractError` where no set has samples of it.
     """
-    folders = {folder: made for one in config.shards for folder, made in _found(one).items()}
-    return Source(tuple(_readers(folders, split, config)))
+    found = {folder: one for shard_set in config.shards for folder, one in _found(shard_set, config).items()}
+    return Source(tuple(_readers(found, split, config)))
 
 
 def _open(one: ShardSet, split: str, config: DataConfig) -> Source:
-    return Source(tuple(_readers(_found(one), split, config)), one.weight)
+    return Source(tuple(_readers(_found(one, config), split, config)), one.weight)
 
 
-def _found(one: ShardSet) -> dict[Path, Manifest]:
-    if one.earlier:
-        return manifests.series(one.path)
-    return {one.path if one.path.is_dir() else one.path.parent: manifests.read(one.path)}
+def _found(one: ShardSet, config: DataConfig) -> dict[Path, tuple[Manifest, Storage]]:
+    """Return manifest and storage of a set, and of those before it that it stands for, by folder."""
+    where, cache = one.path, config.cache
+    path = fetch_series(where, one.earlier, cache) if isinstance(where, str) else where
+    sets = manifests.series(path) if one.earlier else {_folder(path): manifests.read(path)}
+    if isinstance(where, str):
+        return {f: (made, Bucket(beside(where, f.name), cache)) for f, made in sets.items()}
+    return {f: (made, Folder(f, cache)) for f, made in sets.items()}
 
 
-def _readers(sets: Mapping[Path, Manifest], split: str, config: DataConfig) -> Iterator[ShardReader]:
+def _folder(path: Path) -> Path:
+    return path if path.is_dir() else path.parent
+
+
+def first_sensor(config: DataConfig) -> str:
+    """Return the sensor of the set that is given first."""
+    return list(_found(config.shards[0], config).values())[-1][0].contract.sensor
+
+
+def _readers(
+    sets: Mapping[Path, tuple[Manifest, Storage]], split: str, config: DataConfig
+) -> Iterator[ShardReader]:
     """Yield readers of the sets that have samples of a split: not every scene that is added has some of each."""
-    filled = {f: m for f, m in sets.items() if sum(s.samples for s in m.splits.get(split, ()))}
+    filled = {f: one for f, one in sets.items() if sum(s.samples for s in one[0].splits.get(split, ()))}
     # none has any: the reader of the last one says what is wrong
-    for folder, made in (filled or dict([list(sets.items())[-1]])).items():
-        yield ShardReader(folder, split, config.verify, made)
+    for folder, (made, storage) in (filled or dict([list(sets.items())[-1]])).items():
+        yield ShardReader(folder, split, config.verify, made, storage)
 
 
 def _family(sources: list[Source], free: Collection[str], config: DataConfig) -> Family:
-    sets = {str(r.folder): r.manifest for s in sources for r in s.readers}
+    sets = {r.name: r.manifest for s in sources for r in s.readers}
     manifests.require_together(sets, free)
     contracts = [made.contract for made in sets.values()]
     tiles_px = {name: made.contract.tile_px for name, made in sets.items()}
@@ -249,7 +265,7 @@ def require_distinct(readers: Sequence[ShardReader]) -> None:
         if keys:
             more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
             raise ContractError(
-                f"the sets {ours.folder} and {theirs.folder} both hold the samples {', '.join(keys[:3])}{more}."
+                f"the sets {ours.name} and {theirs.name} both hold the samples {', '.join(keys[:3])}{more}."
                 " Leave one of them out of data.shards."
             )
 

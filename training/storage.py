@@ -176,19 +176,33 @@ def _whole(address: str, path: Path, size_bytes: int) -> remote.Problem | None:
     return problem
 
 
-def fetch_manifest(address: str, cache: Cache) -> tuple[Path, str]:
-    """Bring manifest and histogram of a set to the node; returns their folder there and the set's address.
-
-    Sets beside each other stay so, which is how a numbered one finds those before it.
-    """
+def beside(address: str, name: str) -> str:
+    """Return the address of the set of that name beside the one at an address, which may be its manifest's."""
     base = address.removesuffix(f"/{manifests.NAME}").rstrip("/")
-    parent, _, name = base.rpartition("/")
-    folder = cache.made() / "sets" / parent.replace("://", "/") / name
+    return f"{base.rpartition('/')[0]}/{name}"
+
+
+def fetch_series(address: str, earlier: bool, cache: Cache) -> Path:
+    """Bring manifest and histogram of a set to the node, and with `earlier` of those it stands beside.
+
+    Returns the set's folder there. Sets beside each other stay so, which is how a numbered one finds the others.
+    """
+    name = address.removesuffix(f"/{manifests.NAME}").rstrip("/").rpartition("/")[2]
+    folder = _fetch_manifest(beside(address, name), cache)
+    made = manifests.read(folder)
+    first = name.removesuffix(f"-{len(made.earlier) + 1:03d}")
+    for number in range(1, len(made.earlier) + 1) if earlier else ():
+        _fetch_manifest(beside(address, manifests.numbered(Path(first), number).name), cache)
+    return folder
+
+
+def _fetch_manifest(address: str, cache: Cache) -> Path:
+    folder = cache.made() / "sets" / address.replace("://", "/")
     folder.mkdir(parents=True, exist_ok=True)
     with _only_one(folder / ".lock"):
         for file, needed in ((manifests.NAME, True), (histograms.NAME, False)):
-            _bring(f"{base}/{file}", folder / file, cache.patience_s, needed)
-    return folder, base
+            _bring(f"{address}/{file}", folder / file, cache.patience_s, needed)
+    return folder
 
 
 def _bring(address: str, path: Path, patience_s: float, needed: bool) -> None:

@@ -15,6 +15,7 @@ from typing import Protocol
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from pipeline.errors import PipelineError
 from pipeline.sample import Sample, Scratch
 from training.data import PATIENCE_S, Batch, BatchConfig, Turn, View, collate, draw_ids, draw_turns, look
 from training.order import Draws, Offer, Order
@@ -83,7 +84,7 @@ class ShardStream(Dataset[Batch]):
 
     def batches(self, start: int, stop: int, workers: int, timeout_s: float = PATIENCE_S) -> Iterator[Batch]:
         """Yield the batches of steps [start, stop), loaded ahead by `workers` processes."""
-        yield from _loader(self, range(start, stop), workers, timeout_s)
+        yield from _load(self, range(start, stop), workers, timeout_s)
 
 
 class Samples(Protocol):
@@ -124,12 +125,25 @@ class Pass(Dataset[Batch]):
 
     def batches(self, workers: int) -> Iterator[Batch]:
         """Yield all batches of this rank."""
-        yield from _loader(self, range(len(self)), workers, PATIENCE_S)
+        yield from _load(self, range(len(self)), workers, PATIENCE_S)
 
 
-def _loader(dataset: Dataset[Batch], steps: range, workers: int, timeout_s: float) -> DataLoader[Batch]:
-    return DataLoader(
-        dataset,
+class _Told(Dataset[Batch | PipelineError]):
+    """Batches, and in their place errors as they are: raised in a worker, torch would make a traceback of their text."""
+
+    def __init__(self, dataset: Dataset[Batch]) -> None:
+        self._dataset = dataset
+
+    def __getitem__(self, step: int) -> Batch | PipelineError:
+        try:
+            return self._dataset[step]
+        except PipelineError as error:
+            return error
+
+
+def _load(dataset: Dataset[Batch], steps: range, workers: int, timeout_s: float) -> Iterator[Batch]:
+    loader: DataLoader[Batch | PipelineError] = DataLoader(
+        _Told(dataset),
         batch_size=None,
         sampler=steps,
         num_workers=workers,
@@ -137,6 +151,10 @@ def _loader(dataset: Dataset[Batch], steps: range, workers: int, timeout_s: floa
         generator=torch.Generator(),  # its own: the loader must not draw from the global one
         timeout=timeout_s if workers else 0,
     )
+    for loaded in loader:
+        if isinstance(loaded, PipelineError):
+            raise loaded
+        yield loaded
 
 
 def _ignore_signals(_worker: int) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline import manifest as manifests
 from pipeline.config import differences
 from pipeline.contract import DataContract
 from pipeline.errors import ContractError
@@ -15,6 +14,7 @@ from training.checkpoint import DataRecord, RunData, State
 from training.data import DataConfig
 from training.handover import Origin, Tables, hand_over
 from training.model import Encoder
+from training.sets import first_sensor
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Weights:
         """
         model = ModelConfig.model_validate(self.state.config["model"])
         # sets of other sensors are refused when they are opened
-        known = self._known(manifests.read(data.shards[0].path).contract.sensor)
+        known = self._known(first_sensor(data))
         if known is None:
             (first, *_) = self.state.data.sensors.values()
             return data.model_copy(update={"normalise": first.normalise}), model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from pipeline.config import parse_yaml
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, CorruptDataError
 from training.data import Batch, BatchConfig, DataConfig, draw_id, make_view
 from training.reader import ShardReader
 from training.sets import Part, open_families
@@ -105,6 +106,21 @@ def test_loader_processes_change_nothing(mixed: list[object]) -> None:
         assert torch.equal(ours.image_BCHW, theirs.image_BCHW)
         assert (ours.saliency_BS == theirs.saliency_BS).all()
     assert [b.epoch for b in alone] == [0, 0, 0, 1, 1, 1]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_t16_a_shard_that_shrinks_while_in_use_is_named_also_by_loader_processes(
+    make_shards: Callable[..., Path], workers: int
+) -> None:
+    folder = make_shards("few", train=range(12))
+    made = stream(folder, size=4)
+    assert [len(b.keys) for b in made.batches(0, 1, workers)] == [4]
+    (shard,) = (folder / "train").glob("*.tar")
+    os.truncate(shard, 9000)
+    with pytest.raises(
+        CorruptDataError, match=r"^shard .*few/train/shard-000000\.tar ends before tile_\d+ does.*again\.$"
+    ):
+        list(made.batches(0, 3, workers))
 
 
 def test_a_mix_goes_on_in_the_middle_of_an_epoch_as_if_never_stopped(mixed: list[object]) -> None:
