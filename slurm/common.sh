@@ -12,14 +12,37 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=/dev/null
 [[ ! -f slurm/site.env ]] || source slurm/site.env
 
-# The interpreter: what the user says, else the project's environment, else the system's.
+# The interpreter: what the user says, else the project's environment, else the system's or the container's.
 if [[ -z ${PYTHON:-} ]]; then
     PYTHON=python3
-    [[ ! -x .venv/bin/python ]] || PYTHON=$PWD/.venv/bin/python
+    [[ ${CONTAINER:-} || ! -x .venv/bin/python ]] || PYTHON=$PWD/.venv/bin/python
 fi
-command -v "$PYTHON" >/dev/null || die "$PYTHON not found: run make setup, or set PYTHON (slurm/site.env is the place)" 2
+# The container, see site.env.example: options of srun for pyxis, words before the command for apptainer.
+# shellcheck disable=SC2034
+container_options=() container_words=()
+case ${CONTAINER:+${CONTAINER_BY:-apptainer}} in
+    '') ;;
+    pyxis) container_options=("--container-image=$CONTAINER" "--container-workdir=$PWD"
+        "--container-mounts=$PWD:$PWD${CONTAINER_BINDS:+,$CONTAINER_BINDS}") ;;
+    apptainer)
+        container_words=(apptainer exec --pwd "$PWD" --bind "$PWD${CONTAINER_BINDS:+,$CONTAINER_BINDS}" "$CONTAINER")
+        ((${SLURM_GPUS_ON_NODE:-0} == 0)) || container_words=(apptainer exec --nv "${container_words[@]:2}")
+        command -v apptainer >/dev/null || die "apptainer not found, which CONTAINER_BY asks for (slurm/site.env)" 2 ;;
+    *) die "CONTAINER_BY=$CONTAINER_BY is neither pyxis nor apptainer (slurm/site.env)" 2 ;;
+esac
+[[ ${CONTAINER:-} ]] || command -v "$PYTHON" >/dev/null || die "$PYTHON not found: run make setup, or set PYTHON (slurm/site.env is the place)" 2
 
 in_slurm() { [[ -n ${SLURM_JOB_ID:-} ]]; }
+
+# ask ENTRY WORDS ...: runs an entry once, on this node, in the container where there is one.
+ask() {
+    local once=()
+    if ((${#container_options[@]})); then
+        in_slurm || die "pyxis is a part of Slurm: submit with sbatch, or take CONTAINER_BY=apptainer" 2
+        once=(srun --export=ALL --nodes=1 --ntasks=1 --overlap "${container_options[@]}")
+    fi
+    "${once[@]}" "${container_words[@]}" "$PYTHON" "$@"
+}
 
 # Prints an address of the job's first node that the other nodes can reach.
 first_node() {
@@ -27,7 +50,7 @@ first_node() {
     read -r node < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
     if ! getent hosts "$node" >/dev/null; then
         # virtual and cloud nodes often have names that only Slurm knows
-        address=$(scontrol show node "$node" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')
+        address=$(scontrol show node "$node" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p') || address=''
         node=${address:-$node}
     fi
     echo "$node"
@@ -52,12 +75,13 @@ run_on_tasks() {
     local options=() child status=0
     while [[ $1 != -- ]]; do options+=("$1"); shift; done
     shift
-    in_slurm || exec "$@"
+    in_slurm || exec "${container_words[@]}" "$@"
     set_meeting_point
     # exec inside: the task's process must be the one that gets srun's signals
     # shellcheck disable=SC2016
-    srun --export=ALL --kill-on-bad-exit=1 "${options[@]}" bash -c \
-        'RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS exec "$@"' task "$@" &
+    srun --export=ALL --kill-on-bad-exit=1 "${container_options[@]}" "${options[@]}" bash -c \
+        'RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS exec "$@"' task \
+        "${container_words[@]}" "$@" &
     child=$!
     # passed on once: a second signal would end the tasks in the middle of their save
     trap 'trap "" USR1; kill -USR1 "$child" 2>/dev/null || true' USR1
@@ -87,8 +111,8 @@ requeue() {
 train() {
     local entry=$1 folder status=0
     shift
-    in_slurm || exec "$PYTHON" "$entry" "$@"
-    folder=$("$PYTHON" "$entry" --run-folder "$@") || exit $?
+    in_slurm || exec "${container_words[@]}" "$PYTHON" "$entry" "$@"
+    folder=$(ask "$entry" --run-folder "$@") || exit $?
     say "job $SLURM_JOB_ID, life ${SLURM_RESTART_COUNT:-0}: $SLURM_NTASKS tasks on $SLURM_JOB_NODELIST, run folder $folder"
     ((${SLURM_GPUS_ON_NODE:-0} * SLURM_NNODES <= SLURM_NTASKS)) ||
         say "warning: $SLURM_GPUS_ON_NODE GPUs a node for $SLURM_NTASKS tasks: sbatch --ntasks-per-node=$SLURM_GPUS_ON_NODE uses them all"

@@ -37,7 +37,7 @@ start_dask() {
     folder=$(mktemp -d)
     # Debian gives a machine's own name a loopback address, where other nodes do not reach it
     [[ $MASTER_ADDR == 127.* || $(getent hosts "$MASTER_ADDR") != 127.* ]] || host=()
-    "$PYTHON" -m dask scheduler "${host[@]}" --port 0 --no-dashboard --scheduler-file "$folder/file" 2>"$folder/log" &
+    "${container_words[@]}" "$PYTHON" -m dask scheduler "${host[@]}" --port 0 --no-dashboard --scheduler-file "$folder/file" 2>"$folder/log" &
     scheduler=$!
     until address=$(sed -n 's/^ *"address": "\([^"]*\)".*/\1/p' "$folder/file" 2>/dev/null) && [[ $address ]]; do
         kill -0 "$scheduler" 2>/dev/null || die "the Dask scheduler did not start: $(tail -n 5 "$folder/log")"
@@ -45,7 +45,7 @@ start_dask() {
     done
     # one node's may end without the others, and with `sbatch --no-kill` a node may be lost
     srun --export=ALL --overlap --no-kill --kill-on-bad-exit=0 --wait=0 bash -c "$WORKERS" workers \
-        "$PYTHON" -m dask worker "$address" --nworkers "$cpus" --nthreads 1 --memory-limit 0 --no-dashboard \
+        "${container_words[@]}" "$PYTHON" -m dask worker "$address" --nworkers "$cpus" --nthreads 1 --memory-limit 0 --no-dashboard \
         --death-timeout 60 </dev/null &
     workers=$!
 }
@@ -66,7 +66,7 @@ stop_dask() {
 }
 
 entry=("$PYTHON" "${SHARD_ENTRY:-preprocessing/shard.py}")
-in_slurm || exec "${entry[@]}" "$@"
+in_slurm || exec "${container_words[@]}" "${entry[@]}" "$@"
 
 # as many processes as CPUs: one thread each
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} DASK_LOGGING__DISTRIBUTED=error
@@ -75,6 +75,7 @@ tasks=${SLURM_NTASKS:-1} cpus=${SLURM_CPUS_PER_TASK:-1} said=" $*"
 if [[ $said == *" workers="* || $said == *" dask."*=* ]]; then
     words=()
 elif ((tasks > 1)); then
+    ((${#container_options[@]} == 0)) || die "with pyxis shard on one node, or take CONTAINER_BY=apptainer" 2
     start_dask
     # how many is for the plan alone
     words=("dask.address=$address" "workers=$((tasks * cpus))")

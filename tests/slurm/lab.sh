@@ -59,6 +59,7 @@ SchedulerParameters=sched_interval=1,sched_min_interval=0,batch_sched_delay=0
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 PartitionName=normal Nodes=ALL Default=YES DefaultTime=10 PriorityTier=1 GraceTime=10
+PartitionName=abrupt Nodes=ALL DefaultTime=10 PriorityTier=1 GraceTime=0
 PartitionName=urgent Nodes=ALL DefaultTime=10 PriorityTier=2
 CONF
         for i in "${!NODES[@]}"; do

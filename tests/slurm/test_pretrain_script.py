@@ -84,7 +84,7 @@ def test_an_environment_that_is_not_exported_reaches_the_tasks_all_the_same(
     assert len(told(tmp_path)) == 2
 
 
-def test_the_warning_before_the_time_limit_saves_and_requeues_once(
+def test_t21_the_warning_before_the_time_limit_saves_and_requeues_once(
     slurm: Slurm, submit, tmp_path: Path
 ) -> None:
     number = submit("do=wait")
@@ -101,8 +101,12 @@ def test_the_warning_before_the_time_limit_saves_and_requeues_once(
     assert "complete:" in log(tmp_path)
 
 
-def test_a_preempted_job_saves_and_goes_on_afterwards(slurm: Slurm, submit, tmp_path: Path) -> None:
-    number = submit("do=wait")
+@pytest.mark.parametrize("partition", ["normal", "abrupt"])
+def test_t21_a_preempted_job_saves_and_goes_on_afterwards(
+    slurm: Slurm, submit, tmp_path: Path, partition: str
+) -> None:
+    # with a time of grace, and without
+    number = submit("do=wait", options=(f"--partition={partition}",))
     wait_for_ranks(tmp_path)
     urgent = slurm.sbatch(
         "--partition=urgent", "--nodes=2", "--exclusive", f"--output={tmp_path}/urgent", "--wrap=true"
@@ -112,7 +116,7 @@ def test_a_preempted_job_saves_and_goes_on_afterwards(slurm: Slurm, submit, tmp_
     assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1"), log(tmp_path)
 
 
-def test_scancel_is_not_undone(slurm: Slurm, submit, tmp_path: Path) -> None:
+def test_t21_scancel_is_not_undone(slurm: Slurm, submit, tmp_path: Path) -> None:
     number = submit("do=wait")
     wait_for_ranks(tmp_path)
     slurm.call("scancel", number)
@@ -130,7 +134,7 @@ def test_a_failed_run_fails_the_job(slurm: Slurm, submit, tmp_path: Path) -> Non
     assert "ended with exit code" in log(tmp_path)
 
 
-def test_a_run_that_ends_well_but_unfinished_fails_the_job(slurm: Slurm, submit, tmp_path: Path) -> None:
+def test_t21_a_run_that_ends_well_but_unfinished_fails_the_job(slurm: Slurm, submit, tmp_path: Path) -> None:
     job = slurm.wait(submit("do=vanish"))
     assert (job["JobState"], job["ExitCode"]) == ("FAILED", "1:0")
     assert "not taken for finished" in log(tmp_path)
@@ -145,7 +149,7 @@ def test_a_former_lifes_marker_does_not_requeue_a_run_that_fails(
     assert (job["JobState"], job["Restarts"]) == ("FAILED", "0")
 
 
-def test_a_dead_node_requeues_the_job(slurm: Slurm, submit, tmp_path: Path) -> None:
+def test_t21_a_dead_node_requeues_the_job(slurm: Slurm, submit, tmp_path: Path) -> None:
     number = submit("do=wait")
     wait_for_ranks(tmp_path)
     lab = ["bash", str(ROOT / "tests/slurm/lab.sh")]
@@ -156,6 +160,21 @@ def test_a_dead_node_requeues_the_job(slurm: Slurm, submit, tmp_path: Path) -> N
     slurm.call(*lab, "start-node", "node2")
     slurm.call("scontrol", "update", "NodeName=node2", "State=RESUME")
     assert slurm.wait(number)["JobState"] == "COMPLETED", log(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ("node[2,1]", "127.0.0.1"),
+        ("gpu-[003,007-009],big1", "gpu-003"),
+        ("a1-b[02-04]", "a1-b02"),
+        ("alone", "alone"),
+    ],
+)
+def test_t21_odd_lists_of_nodes_have_a_first_one(slurm: Slurm, nodes: str, first: str) -> None:
+    # the laboratory's own is known by its address only
+    told = slurm.call("bash", "-c", "source slurm/common.sh test; first_node", SLURM_JOB_NODELIST=nodes)
+    assert (told.stdout, told.returncode) == (f"{first}\n", 0), told.stderr
 
 
 def test_submitted_from_another_folder_it_says_where_to_go(slurm: Slurm, tmp_path: Path) -> None:
