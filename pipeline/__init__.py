@@ -4,7 +4,7 @@
                  slurm/*.sh ── configs/*.yaml
                       │
  preprocessing/  archives -> Zarr -> shards       training/  shards -> weights -> scores
-   simulate shard show verify (entries)             pretrain finetune compare export status (entries)
+   simulate shard show verify (entries)             pretrain finetune predict compare export status (entries)
    settings files labelling splits scenes           loop runs world guards engine checkpoint
    locations readers/* markup checksums finding     stream order sets reader data inputs
    selection duplicates rounds planning             tokens masking chosen model schedule
@@ -15,7 +15,7 @@
    scene_work cluster remote exclusive finished     states sealed feeding watch
    offset_check panels jobs rows strips cells       downstream fitted neighbours plain fraction
    standard_indices contributions codestream        backbones resnet upernet windows mixing
-   simulation/* footprints                          offsets storage remote budget
+   simulation/* footprints                          offsets storage remote collation budget probing
                       └────────────┬─────────────────────┘
    pipeline/   histogram -> manifest -> contract -> sample ; saliency ; indices -> formulas
                sensors ; keys ; lock -> console -> config -> reference ; errors

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -15,9 +16,10 @@ from pipeline.config import UserPath
 from pipeline.contract import DataContract
 from pipeline.errors import ConfigError, ContractError
 from pipeline.sample import Sample
-from training import backbones, runs
+from training import backbones, checkpoint, runs
 from training.architecture import ModelConfig
 from training.backbones import Backbone
+from training.checkpoint import DataRecord
 from training.data import Batch, View, make_view
 from training.fraction import Draw, draw
 from training.handover import Tables
@@ -36,8 +38,9 @@ from training.sets import (
     warn_of_shared_ground,
 )
 from training.stream import Pass, Samples
-from training.tasks import task
+from training.tasks import TASKS, Task, task
 from training.tasks.common import pool
+from training.tokens import Normaliser
 from training.weights import Weights
 from training.windows import Windows
 from training.world import World, to_device
@@ -274,3 +277,30 @@ def _scored(family: Family, config: FinetuneConfig) -> Source:
     require_distinct([*(r for s in family.sources for r in s.readers), *scored.readers])
     warn_of_shared_ground(family)
     return scored
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A fine-tuned model as its run left it."""
+
+    model: Downstream
+    task: Task
+    record: DataRecord
+    """What it expects of its input."""
+    normaliser: Normaliser
+
+    @classmethod
+    def of(cls, location: Path) -> Trained:
+        """Load the model of a run or checkpoint; raises `ContractError` for one that is no fine-tuning's."""
+        folder = checkpoint.find(location)
+        state = checkpoint.read_state(folder)
+        if state.kind not in TASKS:
+            raise ContractError(f"{location} is a {state.kind} run: give one of training/finetune.py.")
+        config = FinetuneConfig.model_validate(state.config)
+        ((sensor, record),) = state.data.sensors.items()
+        data, chosen = SensorInput.of(record, config.model), task(state.kind)(record.contract)
+        encoder = backbones.build(config.backbone, config.model, data.layout, sensor)
+        head = chosen.head(backbones.shape_of(encoder, data.layout), config.mode == "linear_probe")
+        model = Downstream(encoder, head, chosen.pooled, frozen=False)
+        model.load_state_dict(checkpoint.read_weights(folder))
+        return cls(model, chosen, record, data.normaliser)

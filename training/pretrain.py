@@ -40,6 +40,7 @@ from training.inputs import SensorInput
 from training.loop import Prepared, Span, train
 from training.masking import Choice, MaskingConfig
 from training.model import SpatialSpectralMAE, count_parameters
+from training.probing import Probe, ProbeConfig
 from training.schedule import decay_groups
 from training.sets import Part, open_families, run_data
 from training.stream import ShardStream
@@ -75,6 +76,8 @@ class PretrainConfig(runs.RunConfig):
     stages: tuple[dict[str, Any], ...] = ()
     """Trainings one after the other, each from the weights of the one before: `name`, and whichever keys are other in
     that stage, [{name: fmow, data: {image_px: 96}},{name: bigearthnet, data: {image_px: 128}}]."""
+    probe: ProbeConfig | None = None
+    """Score the encoder on a labelled set on the way; null does not."""
     panel_images: int = Field(default=4, ge=0)
     """Images in the reconstruction panel written at the end; 0 writes none."""
 
@@ -113,6 +116,7 @@ class Pretraining:
             {s: i.layout for s, i in self.inputs.items()},
             {s: i.to_unit for s, i in other_scale.items()},
         )
+        self.probe = Probe(config.probe, config.model, self.data, world) if config.probe else None
         self.handed = self._take_over(config.init) if config.init else []
 
     def _take_over(self, init: Path) -> list[str]:
@@ -175,8 +179,11 @@ class Pretraining:
         return image_BCHW, chosen, batch.sensor
 
     def measure(self, step: int, engine: Engine) -> dict[str, float]:
-        """Nothing but the loss is measured on the way."""
-        return {}
+        """Probe the encoder every so many steps and at the end, where that is asked for."""
+        asked = self.config.probe
+        if not (asked and self.probe) or (step % asked.every_steps and step != self.span.total):
+            return {}
+        return self.probe.measure(engine.module)
 
     def plan(self) -> str:
         """Tell what the run is going to be."""

@@ -30,9 +30,16 @@ _SPECTRA = {
 }
 
 
+_LIKE = {
+    "coastal": "blue", "rededge1": "red", "rededge2": "nir", "rededge3": "nir", "nir_narrow": "nir",
+    "water_vapour": "nir",
+}  # fmt: skip
+"""Bands beside those of `ROLES`, and whose values they have."""
+
+
 @dataclass(frozen=True)
 class Kind:
-    """What differs between made sets; bands are in the order of `ROLES`."""
+    """What differs between made sets."""
 
     sensor: str = "sentinel2"
     bands: tuple[str, ...] = ("B02", "B03", "B04", "B08", "B11", "B12")
@@ -50,8 +57,16 @@ class Kind:
     def classes(self) -> tuple[str, ...]:
         return CLASSES if self.dates == 1 else ("same", "change")
 
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """What each band is."""
+        return tuple(b.role for b in SENSORS[self.sensor].select(self.bands))
+
 
 SENTINEL2 = Kind()
+TWELVE_BANDS = Kind(
+    bands=("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12"), tile_px=96
+)
 LANDSAT = Kind("landsat_oli", ("B2", "B3", "B4", "B5", "B6", "B7"), "L2SP", "oli")
 
 
@@ -64,13 +79,14 @@ def make_sample(number: int, kind: Kind = SENTINEL2) -> Sample:
     classes = np.where(stripes, (label + 1) % 3, label)
     table = np.array([_SPECTRA[c] for c in range(3)])
     reflectance = table[classes].transpose(2, 0, 1) * rng.uniform(0.8, 1.2, (1, *stripes.shape))
+    reflectance = reflectance[[ROLES.index(_LIKE.get(role, role)) for role in kind.roles]]
     pixels = np.rint(reflectance * 1e4).astype(np.int16)
     mask = np.zeros(stripes.shape, np.uint8)
     if number % 7 == 0:
         mask[:16, :16] = Flag.NODATA
         pixels[:, :16, :16] = NODATA
     sample = Sample(
-        f"{kind.scene}_{number:05d}", pixels, mask, _cells(pixels, mask), {"scene": kind.scene}, label
+        f"{kind.scene}_{number:05d}", pixels, mask, _cells(pixels, mask, kind), {"scene": kind.scene}, label
     )
     if kind.dates == 2:
         return _pair(sample, rng)
@@ -89,9 +105,9 @@ def _pair(sample: Sample, rng: np.random.Generator) -> Sample:
     return replace(sample, after=after, label=changed)
 
 
-def _cells(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
+def _cells(pixels: np.ndarray, mask: np.ndarray, kind: Kind) -> np.ndarray:
     reflectance = pixels.astype(np.float32) * 1e-4
-    roles = dict(zip(ROLES, reflectance, strict=True))
+    roles = dict(zip(kind.roles, reflectance, strict=True))
     values = np.stack([INDICES[n](*(roles[r] for r in INDICES[n].roles)) for n in INDEX_NAMES])
     return cell_statistics(values, mask == 0, CELL_PX)
 
@@ -142,9 +158,10 @@ def _write_split(folder: Path, name: str, numbers: range, per_shard: int, kind: 
 
 def contract_of(kind: Kind) -> DataContract:
     bands = SENSORS[kind.sensor].select(kind.bands)
-    names = dict(zip(ROLES, kind.bands, strict=True))
+    names = dict(zip(kind.roles, kind.bands, strict=True))
     return DataContract(
         sensor=kind.sensor, level=kind.level, gsd_m=10, tile_px=kind.tile_px, cell_px=CELL_PX, indices=INDEX_NAMES,
+        index_formulas={i: INDICES[i].text for i in INDEX_NAMES},
         index_bands={i: tuple(names[r] for r in INDICES[i].roles) for i in INDEX_NAMES}, resampling="bilinear",
         bands=tuple(
             BandContract(name=b.name, role=b.role, centre_nm=b.centre_nm, width_nm=b.width_nm, source_gsd_m=b.gsd_m)

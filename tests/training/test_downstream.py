@@ -1,0 +1,150 @@
+"""All tasks and ways through the one harness: trained, scored over the whole split, recorded, resumed."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from tests.training.processes import Case, run_cases
+from tests.training.shard_sets import SENTINEL2, Kind, write_shards
+from training import checkpoint, journal
+from training.downstream import FinetuneConfig
+
+SPLITS = {"train": range(32), "val": range(32, 42)}
+MIXED = "regularise={mixup: 0.8, cutmix: 1.0, drop_path: 0.2}"
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Sets of the same ground with each kind of label."""
+    folder = tmp_path_factory.mktemp("sets")
+    kinds = {
+        "class": SENTINEL2,
+        "classes": Kind(labels="classes"),
+        "mask": Kind(labels="mask"),
+        "pairs": Kind(dates=2),
+    }
+    return {name: write_shards(folder / name, SPLITS, kind) for name, kind in kinds.items()}
+
+
+@pytest.fixture(scope="module")
+def runs(sets: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An output folder with a run of each task and way."""
+    output = tmp_path_factory.mktemp("runs")
+    words = [f"output={output}", "batch.size=8", "model.size=tiny", "optimiser.warmup_epochs=1"]
+    full = [*words, "optimiser.base_lr=0.03", "epochs=6"]
+
+    def case(kind: str, task: str, way: list[str], *more: str) -> Case:
+        name = next((m for m in more if m.startswith("name=")), f"name={task}")
+        return "finetune", [*way, f"data.shards={sets[kind]}", f"task={task}", name, *more]
+
+    short = [*words, "optimiser.base_lr=0.01", "steps=4"]
+    cases = [
+        case("classes", "multilabel", full),
+        case("mask", "segmentation", full),
+        case("pairs", "change", full),
+        case("pairs", "extraction", short, "mode=linear_probe", "data.image_px=32"),
+        case("pairs", "change", words, "mode=logistic", "name=logistic-change"),
+        case("mask", "segmentation", words, "mode=forest", "name=forest-mask"),
+        *(case("class", "classification", words, f"mode={m}", f"name={m}") for m in ("knn", "forest")),
+        case("class", "classification", words, "mode=logistic", "name=logistic", "index_statistics=true"),
+        case("classes", "multilabel", words, "mode=knn", "name=knn-classes"),
+        case("classes", "multilabel", words, "mode=logistic", "name=logistic-classes"),
+        case("class", "classification", short, "fraction=0.25", "name=few"),
+        case("class", "classification", short, "fraction=0.25", "name=few-again"),
+        case("class", "classification", short, "fraction=0.25", "name=few-other", "seed=1"),
+        case("class", "classification", short, MIXED, "name=mixed"),
+        case("class", "classification", short, MIXED, "name=mixed-halves", "stop_at=2"),
+        case("class", "classification", short, MIXED, "name=mixed-halves"),
+        case("class", "classification", short, "backbone=resnet50", "name=resnet"),
+    ]  # fmt: skip
+    outcomes = run_cases(output, cases)
+    assert outcomes == [True] * 15 + [False, True, True]
+    return output
+
+
+def last(runs: Path, name: str) -> dict[str, float]:
+    return journal.read(runs / name)[-1].metrics
+
+
+def test_each_task_learns_what_there_is_to_learn(runs: Path) -> None:
+    assert last(runs, "multilabel")["val_macro_map"] > 0.8
+    assert last(runs, "segmentation")["val_miou"] > 0.6
+    assert last(runs, "change")["val_change_f1"] > 0.6
+    assert {"val_change_precision", "val_change_recall", "val_macro_f1"} <= last(runs, "change").keys()
+    assert {"val_iou", "val_precision", "val_recall", "val_f1"} <= last(runs, "extraction").keys()
+
+
+def test_plain_baselines_and_neighbours_are_scored_and_recorded_like_trainings(runs: Path) -> None:
+    for name in ("knn", "forest", "logistic"):
+        assert last(runs, name)["val_accuracy"] > 0.6
+        assert (last(runs, name)["val_accuracy"] * 10) % 1 == pytest.approx(0, abs=1e-9)
+        assert (runs / name / "COMPLETE").exists()
+        assert "run_id" in json.loads((runs / name / "mlflow.json").read_text())
+    for name in ("knn-classes", "logistic-classes"):
+        assert last(runs, name)["val_macro_map"] > 0.7
+    assert last(runs, "logistic-change")["val_change_f1"] > 0.8
+    assert last(runs, "forest-mask")["val_miou"] > 0.8
+
+
+def test_few_labels_are_drawn_by_class_and_recorded(runs: Path) -> None:
+    first, again, other = (
+        json.loads((runs / name / "drawn.json").read_text()) for name in ("few", "few-again", "few-other")
+    )
+    assert first == again
+    assert first["keys"] != other["keys"]
+    # 11, 11 and 10 samples of the classes, a quarter of each
+    assert sorted(int(key[-5:]) % 3 for key in first["keys"]) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    digests = [
+        checkpoint.read_state(checkpoint.find(runs / n)).data.digest for n in ("few", "few-other", "mixed")
+    ]
+    assert len(set(digests)) == 3
+    assert last(runs, "few")["loss"] == last(runs, "few-again")["loss"]
+
+
+def test_a_mixed_training_that_was_interrupted_ends_as_the_whole_one(runs: Path) -> None:
+    whole, halves = (
+        checkpoint.read_weights(checkpoint.find(runs / name)) for name in ("mixed", "mixed-halves")
+    )
+    assert all(torch.equal(whole[name], halves[name]) for name in whole)
+
+
+def test_resnet_trains_and_is_saved_with_its_running_averages(runs: Path) -> None:
+    weights = checkpoint.read_weights(checkpoint.find(runs / "resnet"))
+    assert "encoder.stem.1.running_mean" in weights
+    assert weights["encoder.stem.1.num_batches_tracked"] == 4
+    assert weights["encoder.stem.0.weight"].shape == (64, 6, 7, 7)
+    assert math.isfinite(last(runs, "resnet")["val_accuracy"])
+
+
+def test_what_cannot_be_done_is_told_before_anything_is_trained(
+    sets: dict[str, Path], tmp_path: Path
+) -> None:
+    common = [f"output={tmp_path}", "batch.size=8", "model.size=tiny", "name=refused"]
+    outcomes = run_cases(
+        tmp_path,
+        [
+            ("finetune", [*common, f"data.shards={sets['mask']}", "task=segmentation", "mode=knn"]),
+            ("finetune", [*common, f"data.shards={sets['mask']}", "task=segmentation", MIXED]),
+        ],
+    )
+    assert "mode knn compares whole tiles" in str(outcomes[0])
+    assert "regularise.mixup=0" in str(outcomes[1])
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"init": "somewhere", "backbone": "resnet50"}, "init=null"),
+        ({"init": "somewhere", "mode": "forest"}, "init=null"),
+        ({"mode": "linear_probe", "regularise": {"mixup": 0.8}}, "mode: full"),
+    ],
+)
+def test_keys_that_contradict_each_other_are_refused(given: dict[str, object], told: str) -> None:
+    with pytest.raises(ValidationError, match=told):
+        FinetuneConfig.model_validate({"name": "x", "data": {"shards": "x"}, **given})

@@ -1,0 +1,93 @@
+"""Probes on the way: scored every so many steps, the same on any number of ranks, and without a trace in what is trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.linear_model import Ridge
+from sklearn.neighbors import NearestNeighbors
+
+from tests.training.processes import SMALL, Case, run_cases
+from training import journal
+from training.neighbours import TEMPERATURE, Features, regress, vote
+
+PROBE = "probe={every_steps: 4, batch: 8, neighbours: 5, data: {shards: %s}}"
+
+
+def words(output: Path, shards: Path, *more: str) -> Case:
+    common = [f"output={output}", f"data.shards={shards}", *SMALL, "panel_images=0", "steps=6"]
+    return "pretrain", [*common, "save_every_steps=100", *more]
+
+
+@pytest.fixture(scope="module")
+def probed(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("probed")
+    probe = PROBE % shards
+    cases = [
+        words(output, shards, "name=plain"),
+        words(output, shards, "name=knn", probe),
+        words(output, shards, "name=linear", probe, "probe.way=linear"),
+        words(output, shards, "name=small", probe, "probe.data.image_px=24"),
+        words(output, shards, "name=task", probe, "probe.task=change"),
+    ]
+    outcomes = run_cases(output, cases)
+    assert outcomes[:3] == [True, True, True]
+    assert "probe.data.image_px=48" in str(outcomes[3])
+    assert "not a class a pixel" in str(outcomes[4])
+    ranks = [words(output, shards, "name=ranks", probe, "engine.zero_stage=3")]
+    assert run_cases(output, ranks, ranks=2) == [True]
+    return output
+
+
+def scores(output: Path, name: str) -> dict[int, float]:
+    lines = journal.read(output / name)
+    return {x.step: x.metrics["probe_accuracy"] for x in lines if "probe_accuracy" in x.metrics}
+
+
+def test_a_probe_is_scored_every_so_many_steps_and_at_the_end(probed: Path) -> None:
+    for name in ("knn", "linear"):
+        found = scores(probed, name)
+        assert list(found) == [4, 6]
+        assert all((value * 12) % 1 == pytest.approx(0, abs=1e-9) for value in found.values())
+        assert found[6] > 0.5
+
+
+def test_a_probe_leaves_no_trace_in_the_training(probed: Path) -> None:
+    plain, with_probe = ([x.metrics["loss"] for x in journal.read(probed / n)] for n in ("plain", "knn"))
+    assert plain == with_probe
+
+
+def test_ranks_share_a_probe_and_agree(probed: Path) -> None:
+    assert scores(probed, "ranks") == pytest.approx(scores(probed, "knn"))
+
+
+def features(several: bool) -> tuple[Features, np.ndarray]:
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(60, 8)).astype(np.float32)
+    labels = rng.integers(0, 2, (60, 3)) if several else rng.integers(0, 3, 60)
+    return Features(vectors, labels), rng.normal(size=(7, 8)).astype(np.float32)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_votes_are_those_of_scikit_learns_neighbours_by_cosine(several: bool) -> None:
+    known, queries = features(several)
+    found = NearestNeighbors(n_neighbors=9, metric="cosine").fit(known.vectors_ND)
+    distances, nearest = found.kneighbors(queries)
+    weights = np.exp((1 - distances) / TEMPERATURE)
+    weights /= weights.sum(1, keepdims=True)
+    truth = known.targets(3).numpy()
+    expected = (weights[:, :, None] * truth[nearest]).sum(1)
+    assert np.allclose(vote(known, queries, 3, 9).numpy(), expected, atol=1e-5)
+    # more neighbours than there are samples: all of them
+    assert vote(known, queries, 3, 999).shape == (7, 3)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_the_linear_probe_is_scikit_learns_ridge_on_standardised_features(several: bool) -> None:
+    known, queries = features(several)
+    mean, deviation = known.vectors_ND.mean(0), known.vectors_ND.std(0)
+    oracle = Ridge(alpha=60**0.5).fit((known.vectors_ND - mean) / deviation, known.targets(3).numpy())
+    expected = oracle.predict((queries - mean) / deviation)
+    assert np.allclose(regress(known, queries, 3).numpy(), expected, atol=1e-5)
