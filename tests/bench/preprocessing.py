@@ -119,18 +119,25 @@ def finest(safe: Path, gsd_m: int) -> list[Path]:
     return [path for _, path in found.values()]
 
 
+def against_decoder(what: str, files: list[Path], folder: Path, goal: float, *words: str) -> list[Ratio]:
+    """Compare decoding files alone with runs that keep the Zarr archive, as they do by themselves, and that do not."""
+    return [
+        ratio(f"{what}: decoder alone / {kind}", decode(files), run(folder, *words, *more), goal)
+        for kind, more in (("whole run", ()), ("run without Zarr", ("keep_zarr=false",)))
+    ]
+
+
 def jp2(folder: Path) -> list[Ratio]:
     """JPEG 2000 to shards against the decoder alone, one process each: simulated, and real at 60 m."""
     archives = [(archive_of(folder, "sentinel2-l2a", 3072), "simulated", "default.yaml", 10)]
     if REAL_DATA.exists():
         archives.append((REAL_DATA / "sentinel2_safe", "real, 60 m", "sentinel2_l2a_60m.yaml", 60))
-    found = []
+    found: list[Ratio] = []
     for archive, kind, name, gsd_m in archives:
         (safe,) = archive.rglob("*.SAFE")
         words = [str(ROOT / "configs/shard" / name), f"scenes={archive}", "workers=0", "codec=lz4"]
-        whole = run(folder / kind, *words, "split.block_m=2000", "split.buffer_m=0")
-        what = f"JPEG 2000, {kind}: decoder alone / whole run"
-        found.append(ratio(what, decode(finest(safe, gsd_m)), whole, 0.85))
+        words += ["split.block_m=2000", "split.buffer_m=0"]
+        found += against_decoder(f"JPEG 2000, {kind}", finest(safe, gsd_m), folder / kind, 0.85, *words)
     return found
 
 
@@ -138,11 +145,8 @@ def tif(folder: Path) -> list[Ratio]:
     """Tiled deflate GeoTIFF of one resolution to shards against the decoder alone."""
     archive = enlarged(archive_of(folder, "landsat9-l2sp", 6144), folder, 3)
     files = sorted(archive.rglob("*_SR_B?.TIF")) + sorted(archive.rglob("*_QA_*.TIF"))
-    config = str(ROOT / "configs/shard/demo_landsat.yaml")
-    whole = run(
-        folder / "tif", config, f"scenes={archive}", "workers=0", "codec=lz4", "tile_px=96", "labels=null"
-    )
-    return [ratio("GeoTIFF: decoder alone / whole run", decode(files), whole, 0.4)]
+    words = [str(ROOT / "configs/shard/demo_landsat.yaml"), f"scenes={archive}", "workers=0", "codec=lz4"]
+    return against_decoder("GeoTIFF", files, folder / "tif", 0.4, *words, "tile_px=96", "labels=null")
 
 
 def processes(folder: Path) -> list[Ratio]:
