@@ -132,7 +132,7 @@ def test_t17_a_label_or_date_of_other_shape_is_misshapen(name):
 
 def test_t17_a_label_that_is_no_list_is_told():
     members = samples.encode(make(None)) | {"label.json": b"7"}
-    with pytest.raises(CorruptDataError, match="(json|label) of"):
+    with pytest.raises(CorruptDataError, match=r"(json|label) of"):
         samples.decode("k", members, "shard")
 
 
