@@ -62,9 +62,18 @@ def runs(sets: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Pat
         case("class", "classification", short, MIXED, "name=mixed-halves", "stop_at=2"),
         case("class", "classification", short, MIXED, "name=mixed-halves"),
         case("class", "classification", short, "backbone=resnet50", "name=resnet"),
+        case("pairs", "change", short, "name=short-change"),
     ]  # fmt: skip
     outcomes = run_cases(output, cases)
-    assert outcomes == [True] * 15 + [False, True, True]
+    assert outcomes == [True] * 15 + [False, True, True, True]
+    ranks = [
+        case("pairs", "change", short, "name=ranks-change", "engine.zero_stage=3"),
+        case("classes", "multilabel", words, "mode=knn", "name=ranks-knn"),
+        case("class", "classification", short, "backbone=resnet50", "name=ranks-resnet"),
+    ]
+    outcomes = run_cases(output, ranks, ranks=2)
+    assert outcomes[:2] == [True, True]
+    assert "start one rank" in str(outcomes[2])
     return output
 
 
@@ -112,6 +121,13 @@ def test_a_mixed_training_that_was_interrupted_ends_as_the_whole_one(runs: Path)
         checkpoint.read_weights(checkpoint.find(runs / name)) for name in ("mixed", "mixed-halves")
     )
     assert all(torch.equal(whole[name], halves[name]) for name in whole)
+
+
+def test_two_ranks_score_what_one_scores(runs: Path) -> None:
+    assert last(runs, "ranks-knn") == pytest.approx(last(runs, "knn-classes"))
+    alone, together = last(runs, "short-change"), last(runs, "ranks-change")
+    assert together["loss"] == pytest.approx(alone["loss"], rel=1e-4)
+    assert together["val_miou"] == pytest.approx(alone["val_miou"], abs=0.01)
 
 
 def test_resnet_trains_and_is_saved_with_its_running_averages(runs: Path) -> None:
