@@ -28,14 +28,15 @@ def mix(*parts: int | UInt64) -> UInt64:
     """Hash unsigned integers (or arrays of them, broadcast) to uint64: splitmix64's finaliser, chained."""
     state = np.zeros(1, np.uint64)
     for part in parts:
-        state = _finalise((state ^ np.asarray(part, np.uint64)) + _GAMMA)
+        state = _absorb(state, part)
     return state
 
 
-def _finalise(x: UInt64) -> UInt64:
-    with np.errstate(over="ignore"):  # wrapping is the point
-        x = (x ^ (x >> np.uint64(30))) * _MIX_1
-        x = (x ^ (x >> np.uint64(27))) * _MIX_2
+def _absorb(state: UInt64, part: int | UInt64) -> UInt64:
+    # arrays of integers wrap without a warning, which is the point
+    x = (state ^ np.asarray(part, np.uint64)) + _GAMMA
+    x = (x ^ (x >> np.uint64(30))) * _MIX_1
+    x = (x ^ (x >> np.uint64(27))) * _MIX_2
     return x ^ (x >> np.uint64(31))
 
 
@@ -53,17 +54,19 @@ def permute(position: UInt64, size: int, *key: int) -> UInt64:
     """
     # two equal halves cover at most four times the range, so the walk is short
     half = max((max(size - 1, 1).bit_length() + 1) // 2, 1)
+    # what does not depend on the position, once for the whole walk
+    states = [mix(*key, round_number) for round_number in range(4)]
     result = np.asarray(position, np.uint64).copy()
     outside = np.ones(result.shape, bool)
     while outside.any():
-        result[outside] = _feistel(result[outside], half, key)
+        result[outside] = _feistel(result[outside], half, states)
         outside = result >= np.uint64(size)
     return result
 
 
-def _feistel(x: UInt64, half_bits: int, key: tuple[int, ...]) -> UInt64:
+def _feistel(x: UInt64, half_bits: int, states: list[UInt64]) -> UInt64:
     mask, shift = np.uint64((1 << half_bits) - 1), np.uint64(half_bits)
     left, right = x >> shift, x & mask
-    for round_number in range(4):
-        left, right = right, left ^ (mix(*key, round_number, right) & mask)
+    for state in states:
+        left, right = right, left ^ (_absorb(state, right) & mask)
     return (left << shift) | right

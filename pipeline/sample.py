@@ -150,14 +150,15 @@ class Scratch:
 def decode(key: str, members: Members, where: str, scratch: Scratch | None = None) -> Sample:
     """Decode the members of one sample; `where` names the shard in errors.
 
-    scratch: where the arrays shall lie; none gives each its own memory. Raises `CorruptDataError` naming shard, key
-    and member for anything missing, truncated or misshapen.
+    scratch: where the arrays shall lie, for a model, which never reads `info`: that stays empty then. None gives each
+    array its own memory. Raises `CorruptDataError` naming shard, key and member for anything missing, truncated or
+    misshapen.
     """
     names = ("pixels", "mask", "cells", *(("after",) if "after.npy.blosc" in members else ()))
     arrays = {n: _array(members, f"{n}.npy.blosc", key, where, scratch) for n in names}
     text = _member(members, "json", key, where)
     try:
-        info = json.loads(bytes(text))
+        info = {} if scratch else json.loads(bytes(text))
     except ValueError as error:
         raise CorruptDataError(
             f"{where}: json of {key} cannot be read ({error}). Make this shard again."

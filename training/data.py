@@ -7,13 +7,12 @@ Shape letters: B batch, C bands, H W pixels, S places, I indices.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import BeforeValidator, Field, field_serializer, field_validator
 from torch import Tensor
@@ -23,8 +22,7 @@ from pipeline.contract import DataContract, LabelKind, NormalisationKind
 from pipeline.errors import ConfigError
 from pipeline.keys import hash_text, uniform
 from pipeline.reference import as_yaml
-from pipeline.saliency import merge_cells, saliency
-from pipeline.sample import NO_CLASS, Flag, Label, Sample
+from pipeline.sample import Sample
 from training import remote
 from training.reader import Verify
 from training.storage import Cache
@@ -289,79 +287,3 @@ def look(sample: Sample, view: View, turn: Turn) -> Sample:
         part(sample.label, 1, 0) if isinstance(sample.label, np.ndarray) else sample.label,
         None if sample.after is None else part(sample.after, 1, 1)[bands],
     )
-
-
-def collate(step: int, epoch: int, looked: Iterable[Sample], view: View, ids: NDArray[np.uint64]) -> Batch:
-    """Put samples together to a batch, with validity and saliency of every place.
-
-    looked: each is copied before the next is asked for, so that they may lie in the same memory, one after the other.
-    """
-    rows = _Rows(len(ids))
-    for sample in looked:
-        rows.add(sample, label_array(sample.label, view))
-    merged = merge_cells(rows.arrays["cells"], view.patch_px // view.cell_px)
-    return Batch(
-        step,
-        epoch,
-        view.sensor,
-        rows.keys,
-        ids,
-        torch.from_numpy(rows.arrays["pixels"]),
-        _valid_places(rows.arrays["mask"], view.patch_px),
-        saliency(merged, view.richness_weight),
-        torch.from_numpy(rows.arrays["label"]),
-        # a pair without its second date is refused by who needs pairs
-        torch.from_numpy(rows.arrays["after"]) if rows.pairs == len(ids) else None,
-    )
-
-
-class _Rows:
-    """The arrays of a batch, filled sample by sample."""
-
-    def __init__(self, count: int) -> None:
-        self._count = count
-        self.keys: list[str] = []
-        self.arrays: dict[str, NDArray[Any]] = {}
-        self.pairs = 0
-
-    def add(self, sample: Sample, label: NDArray[np.int64]) -> None:
-        """Copy a sample into the next row."""
-        given: dict[str, NDArray[Any]] = {
-            "pixels": sample.pixels,
-            "mask": sample.mask,
-            "cells": sample.cells,
-            "label": label,
-        }
-        if sample.after is not None:
-            given["after"] = sample.after
-            self.pairs += 1
-        for name, array in given.items():
-            if name not in self.arrays:
-                self.arrays[name] = np.empty((self._count, *array.shape), array.dtype)
-            self.arrays[name][len(self.keys)] = array
-        self.keys.append(sample.key)
-
-
-def label_array(label: Label | None, view: View) -> NDArray[np.int64]:
-    """Return a sample's label as numbers, -1 for none: [] one class, [class] several, [y, x] a class a pixel."""
-    if view.label_kind == "mask":
-        shape = (view.image_px, view.image_px)
-        codes = np.full(shape, NO_CLASS) if label is None else np.asarray(label)
-        return np.where(codes == NO_CLASS, -1, codes.astype(np.int64))
-    if view.label_kind == "classes":
-        present = np.full(view.classes, -1 if label is None else 0, np.int64)
-        present[list(label) if isinstance(label, tuple) else []] = 1
-        return present
-    return np.asarray(-1 if label is None else label, np.int64)
-
-
-def _valid_places(mask: NDArray[np.uint8], patch_px: int) -> NDArray[np.bool_]:
-    """Tell the places with at least half of their pixels measured.
-
-    mask: [B, y, x]; returns [B, place].
-    """
-    count, height, width = mask.shape
-    lost = (mask & np.uint8(Flag.NODATA)).reshape(count, height // patch_px, patch_px, width)
-    # down the columns first, which processors do many at a time
-    lost = np.add.reduce(lost, 2, dtype=np.uint16).reshape(count, -1, patch_px).sum(2)
-    return np.asarray(2 * lost <= patch_px * patch_px)

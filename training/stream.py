@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from pipeline.errors import PipelineError
 from pipeline.sample import Sample, Scratch
-from training.data import PATIENCE_S, Batch, BatchConfig, Turn, View, collate, draw_ids, draw_turns, look
+from training.collation import Room, Slot, collate
+from training.data import PATIENCE_S, Batch, BatchConfig, Turn, View, draw_ids, draw_turns, look
 from training.order import Draws, Offer, Order
 from training.sets import Part
 from training.world import World
@@ -32,7 +33,7 @@ class ShardStream(Dataset[Batch]):
         offers = [[Offer(s.name, s.shards, s.weight) for s in p.family.sources] for p in parts]
         self.order = Order.of(offers, batch.size, parts[0].view.seed)
         self.steps_per_epoch = self.order.steps_per_epoch
-        self._scratch = Scratch()
+        self._scratch, self._room = Scratch(), Room()
 
     def __len__(self) -> int:
         """Return the number of samples of all sets."""
@@ -72,7 +73,7 @@ class ShardStream(Dataset[Batch]):
         ids = draw_ids([sources[s].key(number) for s, number in places], visits)
         turns = zip(places, draw_turns(view, ids, epoch), strict=True)
         looked = (look(sources[s].read(number, self._scratch), view, turn) for (s, number), turn in turns)
-        return collate(step, epoch, looked, view, ids)
+        return collate(Slot(step, epoch, self._room), looked, view, ids)
 
     def shards(self, step: int) -> list[str]:
         """Return the shards that this rank's samples of a step lie in."""
@@ -116,7 +117,7 @@ class Pass(Dataset[Batch]):
         first = (step * self.world.size + self.world.rank) * self.batch_size
         # every rank gets as many batches: one that waits for another under ZeRO-3 waits for ever
         looked = [self._look(n) for n in range(first, first + self.batch_size)]
-        return collate(step, 0, looked, self.view, draw_ids([s.key for s in looked]))
+        return collate(Slot(step), looked, self.view, draw_ids([s.key for s in looked]))
 
     def _look(self, number: int) -> Sample:
         last = len(self.samples) - 1

@@ -14,7 +14,8 @@ from pipeline.errors import ConfigError, ContractError, UnknownNameError
 from pipeline.indices import INDICES
 from pipeline.saliency import cell_statistics
 from pipeline.sample import Sample
-from training.data import DataConfig, Turn, View, collate, draw_id, draw_ids, draw_turns, look, make_view
+from training.collation import Slot, collate
+from training.data import DataConfig, Turn, View, draw_id, draw_ids, draw_turns, look, make_view
 from training.reader import ShardReader
 from training.tasks.classification import Classification
 
@@ -104,7 +105,9 @@ def test_a_class_of_every_pixel_and_the_later_date_turn_with_the_pixels(reader: 
     view = replace(VIEW, bands=(2, 0), label_kind="mask", classes=3)
     for epoch in range(8):
         looked = turned(with_truth(reader.read(7)), view, epoch)
-        batch = collate(0, epoch, [looked, replace(looked, label=None)], view, draw_ids([looked.key] * 2))
+        batch = collate(
+            Slot(0, epoch), [looked, replace(looked, label=None)], view, draw_ids([looked.key] * 2)
+        )
         truth = np.where(looked.mask, -1, looked.pixels[1] % 3)
         assert (batch.labels_B[0].numpy() == truth).all()
         assert set(batch.labels_B[1].unique().tolist()) == {-1}
@@ -116,7 +119,7 @@ def test_several_classes_become_a_vector_and_none_is_marked(reader: ShardReader)
     view = replace(VIEW, label_kind="classes", classes=4)
     looked = turned(reader.read(0), view, 0)
     batch = collate(
-        0, 0, [replace(looked, label=label) for label in ((1, 3), (), None)], view, draw_ids(["k"] * 3)
+        Slot(), [replace(looked, label=label) for label in ((1, 3), (), None)], view, draw_ids(["k"] * 3)
     )
     assert batch.labels_B.tolist() == [[0, 1, 0, 1], [0, 0, 0, 0], [-1] * 4]
     assert batch.after_BCHW is None
