@@ -187,6 +187,10 @@ class Store:
         partial.rename(final)
         write_atomically(self.folder / _LATEST, final.name.encode())
         # last of all: nothing is removed before something newer is whole
+        self.prune()
+
+    def prune(self) -> None:
+        """Remove all but the newest and those that stay for good."""
         for old in self._newest_first()[self.keep_last :]:
             if not self.keep_every or step_of(old) % self.keep_every:
                 shutil.rmtree(old)

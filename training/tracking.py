@@ -213,6 +213,20 @@ class _Feeder(threading.Thread):
         write_atomically(self.identity.run / _LINK, json.dumps(record).encode())
 
 
+def send_all(identity: RunIdentity, config: TrackingConfig, step: int, status: str) -> None:
+    """Let MLflow have the journal up to `step` now, and wait for it; `status` is how the run ended.
+
+    Raises what `connect` raises.
+    """
+    feeder = _Feeder(identity, config)
+    try:
+        feeder.open_run()
+        feeder.send_up_to(step)
+        feeder.end(status)
+    except _tracker_errors() as error:
+        raise MissingInputError(f"MLflow at {feeder.uri} did not take it ({_first_cause(error)}).") from error
+
+
 def _tracker_errors() -> tuple[type[Exception], ...]:
     """What MLflow raises when a server or a database does not do as asked."""
     try:

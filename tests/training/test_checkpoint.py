@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from safetensors.torch import save_file
 
-from pipeline.errors import ConfigError, ContractError, CorruptDataError, MissingInputError
-from training.checkpoint import Store, find, read_state, read_weights
+from pipeline.errors import ConfigError, ContractError, CorruptDataError, MissingInputError, TrainingError
+from training.checkpoint import Store, find, read_snapshot, read_state, read_weights
 from training.sealed import verify
+from training.states import Snapshot
 from training.world import World
 
 
@@ -52,9 +53,11 @@ def test_t06_a_damaged_checkpoint_is_passed_over(
 
 
 @pytest.mark.parametrize("content", ["", "garbage\0", "step-99999999"])
-def test_t05_the_pointer_is_not_believed(run: Path, content: str) -> None:
+def test_t05_the_pointer_is_not_believed(run: Path, content: str, caplog: pytest.LogCaptureFixture) -> None:
     (run / "checkpoints" / "latest").write_text(content)
-    assert newest(run) == "step-00000020"
+    with caplog.at_level(logging.WARNING):
+        assert newest(run) == "step-00000020"
+    assert f"latest names {content!r}: step-00000020 is taken, the newest that verifies" in caplog.text
 
 
 def test_t02_a_checkpoint_being_written_is_ignored(run: Path) -> None:
@@ -96,6 +99,31 @@ def test_t21_half_trained_weights_are_taken_only_by_name(run: Path) -> None:
     with pytest.raises(ConfigError, match="is not complete: let it go on to its end, or give"):
         find(run)
     assert find(run / "checkpoints" / "step-00000010").name == "step-00000010"
+
+
+def test_checkpoints_of_every_so_many_steps_are_kept_for_good(run: Path) -> None:
+    whole = run / "checkpoints" / "step-00000020"
+    for step in (5, 15, 25, 30, 35):
+        shutil.copytree(whole, run / "checkpoints" / f"step-{step:08d}")
+    Store(run, World(), keep_last=2, keep_every=10).prune()
+    kept = sorted(int(p.name[-8:]) for p in (run / "checkpoints").glob("step-*"))
+    assert kept == [10, 20, 30, 35]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_t10_a_good_checkpoint_is_never_replaced_by_one_that_is_not_finite(run: Path, value: float) -> None:
+    snapshot, state = read_snapshot(find(run)), read_state(find(run))
+    next(iter(snapshot.weights.values())).view(-1)[3] = value
+
+    class Broken:
+        """An engine whose weights are not finite."""
+
+        def snapshot(self) -> Snapshot:
+            return snapshot
+
+    with pytest.raises(TrainingError, match="is not finite after step 30: nothing is saved"):
+        Store(run, World()).save(Broken(), state.model_copy(update={"step": 30}))  # type: ignore[arg-type]
+    assert newest(run) == "step-00000020"
 
 
 def test_nothing_whole_is_an_error_not_a_fresh_start(run: Path) -> None:

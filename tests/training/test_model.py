@@ -92,10 +92,23 @@ def test_unit_targets_are_the_same_whatever_the_input_is(kind: NormalisationKind
 
 
 @pytest.mark.parametrize("target", ["cube_standardised", "band_standardised"])
-def test_t20_a_constant_tile_gives_a_finite_loss_and_gradient(target: str) -> None:
+@pytest.mark.parametrize("tile", ["constant", "dark", "saturated", "half nodata"])
+def test_t20_an_odd_tile_gives_a_finite_loss_and_gradient(target: str, tile: str) -> None:
     model, (image, chosen) = made(target=target), inputs()
-    loss = model(torch.ones_like(image), chosen).loss_sums.sum()
+    if tile == "half nodata":
+        valid = np.ones((2, LAYOUT.places), bool)
+        valid[:, : LAYOUT.places // 2] = False
+        settings = masking.MaskingConfig(ratio=0.75)
+        draw = masking.Draw(
+            masking.Keys(0, np.arange(2, dtype=np.uint64), 0), valid * 1.0, LAYOUT.groups, 0.0, settings
+        )
+        chosen = Chosen.of(masking.choose(draw, valid), valid, slice(None), LAYOUT.tokens)
+        image[..., :16, :] = 0
+    else:
+        image = torch.full_like(image, {"constant": 0.3, "dark": 0.0, "saturated": 3.2767}[tile])
+    loss = model(image, chosen).loss_sums.sum()
     loss.backward()
+    assert loss > 0 or tile != "half nodata"
     assert torch.isfinite(loss)
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 

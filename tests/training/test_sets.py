@@ -88,6 +88,13 @@ def test_what_is_no_set_is_told_by_its_key(word: str, says: str) -> None:
         load(Run, None, [f"data.shards={word}"])
 
 
+def test_t19_a_location_that_others_would_execute_is_a_path_that_is_not_there(tmp_path: Path) -> None:
+    for word in (f"pipe:touch {tmp_path}/executed", f"pipe:touch {tmp_path}/executed|"):
+        with pytest.raises(MissingInputError, match="no shard set at"):
+            open_families(load(Run, None, [f"data.shards={word!r}"]).data)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_reference_tells_how_sets_are_given() -> None:
     text = listing(Run)
     assert "data.shards=...  # a path or a list of a path or a group of keys (path, weight, earlier)" in text

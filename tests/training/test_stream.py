@@ -92,6 +92,18 @@ def test_t18_the_tail_is_left_out_and_too_few_samples_are_refused(make_shards: C
         stream(few, size=16)
 
 
+def test_t18_fewer_shards_than_ranks_and_workers_give_every_rank_as_much(
+    make_shards: Callable[..., Path],
+) -> None:
+    one = make_shards("one", train=range(11))
+    ranks = [stream(one, world=World(rank, 4)) for rank in range(4)]
+    assert len(ranks[0].parts[0].family.sources[0].readers[0].shards) < 4
+    seen = [[b.keys for b in rank.batches(0, 2, workers=2 * (n == 0))] for n, rank in enumerate(ranks)]
+    assert [[len(keys) for keys in batches] for batches in seen] == [[2, 2]] * 4
+    # each at most once an epoch, which is one step here
+    assert [len({k for batches in seen for k in batches[epoch]}) for epoch in range(2)] == [8, 8]
+
+
 def test_a_batch_that_does_not_divide_is_refused(shards: Path) -> None:
     with pytest.raises(ConfigError, match=r"batch\.size 8 is no multiple of batch\.micro 3"):
         stream(shards, micro=3)

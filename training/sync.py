@@ -1,0 +1,70 @@
+"""A run's journal into MLflow, after a server that was away has come back: `python training/sync.py RUN ...`.
+
+What MLflow has already is not sent again, and what it has lost is sent whole: giving it twice changes nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+if not __package__:  # run by path: `python training/sync.py`
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from pipeline.config import flatten, read_yaml
+from pipeline.console import run, say
+from pipeline.errors import EXIT_DONE, MissingInputError
+from pipeline.lock import locked
+from training import journal
+from training.guards import COMPLETE, INTERRUPTED
+from training.tracking import RunIdentity, TrackingConfig, send_all
+
+_EXAMPLES = """examples:
+  python training/sync.py runs/pretrain
+  MLFLOW_TRACKING_URI=http://mlflow.example:5000 python training/sync.py runs/*"""
+
+
+def sync(folder: Path) -> int:
+    """Send what MLflow lacks of a run that is not going on; returns the last step that it has then.
+
+    Raises `MissingInputError` where there is no run or no MLflow, `OutputError` where the run is going on.
+    """
+    if not (folder / "config.yaml").exists():
+        raise MissingInputError(f"{folder} is no run folder: it has no config.yaml.")
+    tree: dict[str, Any] = read_yaml(folder / "config.yaml")
+    plan = folder / "plan.json"
+    kind = str(json.loads(plan.read_text())["kind"]) if plan.exists() else "?"
+    config = TrackingConfig.model_validate(tree.get("tracking", {}))
+    status = "KILLED" if (folder / INTERRUPTED).exists() else "FAILED"
+    with locked(folder):  # its own life feeds MLflow itself
+        last = max((line.step for line in journal.read(folder)), default=0)
+        send_all(
+            RunIdentity(folder, kind, flatten(tree)),
+            config,
+            last,
+            "FINISHED" if (folder / COMPLETE).exists() else status,
+        )
+    say(f"{folder}: MLflow at {config.resolve(folder.parent)} has steps up to {last}")
+    return last
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the entry; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python training/sync.py",
+        description=(__doc__ or "").split("\n")[0],
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folder")
+    for folder in parser.parse_args(argv).runs:
+        sync(folder)
+    return EXIT_DONE
+
+
+if __name__ == "__main__":
+    run(main)
