@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 
+import numpy as np
+
 from pipeline.errors import ContractError
 from pipeline.keys import hash_text
 from pipeline.manifest import write_atomically
@@ -31,6 +33,13 @@ class FewLabels(Source):
     def __len__(self) -> int:
         """Return the number of samples."""
         return len(self.numbers)
+
+    @property
+    def shards(self) -> list[int]:
+        """Drawn samples of each shard that has any: they are in the order of the row."""
+        ends = np.cumsum(super().shards)
+        counted = np.bincount(np.searchsorted(ends, self.numbers, side="right"))
+        return [int(count) for count in counted if count]
 
     def labels(self) -> Iterator[Label | None]:
         """Yield the labels of the drawn samples."""
