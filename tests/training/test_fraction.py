@@ -30,8 +30,6 @@ def test_each_class_gives_its_share_and_at_least_one(shards: Path, fraction: flo
     assert [s.key for s in samples] == list(drawn.keys) == [source.key(n) for n in range(len(source))]
     assert [s.label for s in samples] == list(source.labels())
     assert sum(source.shards) == len(source) == len(few)
-    assert all(
-    )
 
 
 def test_a_smaller_draw_is_part_of_a_larger_one_and_a_seed_makes_another(shards: Path) -> None:
