@@ -149,7 +149,9 @@ def make_engine(work: Work) -> Engine:
     config, accumulation = work.config, work.stream.accumulation
     micro, optimiser = config.batch.size // work.world.size // accumulation, config.optimiser
     recipe = Recipe(work.groups(), optimiser.betas, optimiser.clip_norm, micro, accumulation)
-    return Engine(work.model, recipe, config.engine, work.world)
+    engine = Engine(work.model, recipe, config.engine, work.world)
+    work.world.limit(config.engine.timeout_s)
+    return engine
 
 
 def _resume(work: Work, engine: Engine, store: Store) -> int:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import distributed_c10d as c10d
 
 from pipeline.config import differences
 from pipeline.errors import ConfigError, TrainingError
@@ -86,6 +87,13 @@ class World:
                 f"rank {self.rank} of {self.size} cannot meet the others at {address} (occupied port, or a rank that"
                 f" did not start): {str(error).splitlines()[0]}. Choose another MASTER_PORT."
             ) from error
+
+    def limit(self, timeout_s: float) -> None:
+        """Give all groups of ranks the same patience, also those that DeepSpeed made: theirs is half an hour."""
+        # private names of torch, which has no public ones: without them a rank that hangs is found late
+        known = getattr(c10d, "_world", None)
+        for group in tuple(known.pg_map) if known and self.size > 1 else ():
+            c10d._set_pg_timeout(timedelta(seconds=timeout_s), group)
 
     def _set_environment(self) -> None:
         """DeepSpeed reads the five variables itself, also in a single process."""
