@@ -33,7 +33,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ["preprocessing/shard.py", "configs/shard/demo_sentinel2.yaml", *words, *split],
     ):
         subprocess.run([sys.executable, *command], cwd=ROOT, check=True, capture_output=True)
-    tune = [f"output={folder}", f"data.shards={folder}/shards", "model.size=tiny", "batch.size=8", "epochs=8"]
+    tune = [f"output={folder}", f"data.shards={folder}/shards", "model.size=tiny", "batch.size=8", "epochs=6"]
     rate = ["optimiser.base_lr=0.03", "optimiser.warmup_epochs=1"]
     assert run_cases(folder, [("finetune", [*tune, *rate, "task=segmentation", "name=map"])]) == [True]
     return folder
