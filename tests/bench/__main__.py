@@ -12,29 +12,32 @@ for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"):
     os.environ.setdefault(name, "1")
 
 from pipeline.console import run, say, table
-from tests.bench import preprocessing
+from tests.bench import loader, preprocessing
 from tests.bench.measure import HEADER, REPETITIONS, Ratio
+
+BENCHES = preprocessing.BENCHES | loader.BENCHES
+NEED_REAL_DATA = preprocessing.NEED_REAL_DATA + loader.NEED_REAL_DATA
 
 
 def main(argv: list[str]) -> int:
     """Run the benchmarks asked for; returns the exit code, which says nothing about goals."""
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument(
-        "names", nargs="*", metavar="NAME", help=f"some of {', '.join(preprocessing.BENCHES)}"
+        "names", nargs="*", metavar="NAME", help=f"some of {', '.join(BENCHES)}"
     )
-    asked = parser.parse_args(argv).names or list(preprocessing.BENCHES)
+    asked = parser.parse_args(argv).names or list(BENCHES)
     found: list[Ratio] = []
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         for name in asked:
-            if name not in preprocessing.BENCHES:
-                parser.error(f"no benchmark {name}: there are {', '.join(preprocessing.BENCHES)}")
-            if name in preprocessing.NEED_REAL_DATA and not preprocessing.REAL_DATA.exists():
+            if name not in BENCHES:
+                parser.error(f"no benchmark {name}: there are {', '.join(BENCHES)}")
+            if name in NEED_REAL_DATA and not preprocessing.REAL_DATA.exists():
                 say(
                     f"{name}: left out, there is no real imagery at {preprocessing.REAL_DATA} (REAL_DATA names another)"
                 )
                 continue
-            say(f"{name}: {preprocessing.BENCHES[name].__doc__}")
-            found += preprocessing.BENCHES[name](Path(folder))
+            say(f"{name}: {BENCHES[name].__doc__}")
+            found += BENCHES[name](Path(folder))
     say(f"\n{table(HEADER, [one.row() for one in found])}")
     say(
         f"medians of {REPETITIONS} turns; CPU seconds of one process, wall seconds where processes are compared"
