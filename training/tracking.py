@@ -299,7 +299,9 @@ def _locked(uri: str) -> Iterator[None]:
     if not uri.startswith("sqlite:///"):
         yield
         return
-    lock = Path(uri.removeprefix("sqlite:///")).with_suffix(".lock")
+    # sqlite's own form, `file:/path?mode=ro`, is no path yet
+    place = uri.removeprefix("sqlite:///").partition("?")[0].removeprefix("file:")
+    lock = Path(place).with_suffix(".lock")
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
