@@ -22,7 +22,8 @@ from training.runs import tracker_hint
 from training.tracking import TrackingConfig
 
 _IDENTITY = ("name", "output", "stop_at", "tracking.experiment", "tracking.uri", "tracking.parent")
-_SHOWN = ("loss", "val_accuracy", "val_balanced_accuracy", "val_macro_f1")
+_SCORES = ("accuracy", "f1", "iou", "map")
+"""Ends of the names of what is shown beside the loss, whatever split was scored; the rest is in MLflow."""
 EXAMPLES = """\
   python training/compare.py --output runs
   python training/compare.py spectral --curve grad_norm --picture grad_norm.png
@@ -89,7 +90,8 @@ def differences(runs: Sequence[RecordedRun]) -> str:
 
 def results(runs: Sequence[RecordedRun]) -> str:
     """Return one table of the final metrics, time and throughput of every run."""
-    metrics = [m for m in _SHOWN if any(m in run.metrics for run in runs)]
+    scores = {m for run in runs for m in run.metrics if m.endswith(_SCORES)}
+    metrics = ["loss", *sorted(scores)]
     header = ("run", "kind", "status", *metrics, "time", "samples/s")
     return table(header, [_result(run, metrics) for run in runs])
 

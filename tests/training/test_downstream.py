@@ -13,7 +13,9 @@ from pydantic import ValidationError
 from tests.training.processes import Case, run_cases
 from tests.training.shard_sets import SENTINEL2, Kind, write_shards
 from training import checkpoint, journal
+from training.compare import results
 from training.downstream import FinetuneConfig
+from training.recorded import read_runs
 
 SPLITS = {"train": range(32), "val": range(32, 42)}
 MIXED = "regularise={mixup: 0.8, cutmix: 1.0, drop_path: 0.2}"
@@ -121,6 +123,15 @@ def test_a_mixed_training_that_was_interrupted_ends_as_the_whole_one(runs: Path)
         checkpoint.read_weights(checkpoint.find(runs / name)) for name in ("mixed", "mixed-halves")
     )
     assert all(torch.equal(whole[name], halves[name]) for name in whole)
+
+
+def test_a_comparison_shows_the_scores_of_all_tasks(runs: Path) -> None:
+    told = results(read_runs(f"sqlite:///{runs}/mlflow.db", "spectral", ()))
+    header, *rows = told.splitlines()
+    assert {"loss", "val_accuracy", "val_change_f1", "val_macro_map", "val_miou"} <= set(header.split())
+    found = next(row.split() for row in rows if row.startswith("forest-mask "))
+    assert found[header.split().index("val_miou")] == f"{last(runs, 'forest-mask')['val_miou']:.4f}"
+    assert found[header.split().index("loss")] == "-"
 
 
 def test_two_ranks_score_what_one_scores(runs: Path) -> None:
