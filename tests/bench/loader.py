@@ -10,6 +10,7 @@ import statistics
 import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ import rasterio
 from numcodecs import Blosc
 
 from pipeline.config import ROOT
-from tests.bench.measure import Ratio, interleaved
+from tests.bench.measure import REPETITIONS, Ratio, interleaved
 from tests.bench.preprocessing import REAL_DATA, run
 
 BATCH, STEPS = 128, 4
@@ -243,5 +244,18 @@ def waiting(shards: Path, folder: Path) -> Ratio:
     )
 
 
-BENCHES = {"loader": loader}
+def order(folder: Path) -> list[Ratio]:
+    """A resume in the middle of an epoch of 100 million samples in 100 000 shards: seconds to its first step's samples."""
+    from training.order import Offer, Order
+
+    def resume() -> float:
+        began = time.perf_counter()
+        Order.of([[Offer("all", [1000] * 100_000)]], 4096, seed=0).draws(7_000_013)
+        return time.perf_counter() - began
+
+    seconds = tuple(resume() for _ in range(REPETITIONS))
+    return [Ratio("order: seconds to the first step of a resume, 1e8 samples", seconds, 1.0, least=False)]
+
+
+BENCHES = {"loader": loader, "order": order}
 NEED_REAL_DATA = ("loader",)
