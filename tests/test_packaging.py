@@ -24,9 +24,10 @@ VIOLATIONS = {
     "pipeline loads in a fraction of a second: no heavy libraries": ("pipeline/rogue.py", "zarr.storage"),
     "preprocessing never imports torch, mlflow or deepspeed": ("preprocessing/rogue.py", "torch"),
     "training never imports dask, and zarr or rasterio only to predict whole scenes": ("training/rogue.py", "rasterio"),
-    "deepspeed is imported in training.engine only": ("training/rogue.py", "deepspeed"),
+    "deepspeed is imported in training.zero only": ("training/rogue.py", "deepspeed"),
     "mlflow is imported in training.tracking only": ("training/rogue.py", "mlflow.tracking"),
     "xformers is imported in training.attention only": ("training/rogue.py", "xformers.ops"),
+    "fsspec is imported in training.remote only": ("training/rogue.py", "fsspec.core"),
     "scikit-learn is imported in training.plain only": ("training/rogue.py", "sklearn.svm"),
     "spyndex is imported in preprocessing.standard_indices only": ("preprocessing/rogue.py", "spyndex"),
 }
@@ -75,11 +76,12 @@ def test_a_broken_contract_is_reported(tmp_path: Path, contract: str) -> None:
 
 def test_the_one_file_for_each_library_is_allowed(tmp_path: Path) -> None:
     allowed = {
-        "engine": "deepspeed",
+        "zero": "deepspeed",
         "tracking": "mlflow",
         "attention": "xformers",
         "predict": "zarr, rasterio",
         "plain": "sklearn",
+        "remote": "fsspec",
     }
     modules = {f"training/{module}.py": f"import {names}\n" for module, names in allowed.items()}
     modules["preprocessing/standard_indices.py"] = "import spyndex\n"
@@ -108,10 +110,10 @@ def test_everything_imported_is_declared(settings: configparser.ConfigParser) ->
     foreign = set(third_party_imports()) - set(sys.stdlib_module_names) - set(PACKAGES)
     extras = settings["options.extras_require"]
     known = declared(settings["options"]["install_requires"]).union(
-        *(declared(extras[name]) for name in ("cuda", "spyndex", "baselines"))
+        *(declared(extras[name]) for name in ("cuda", "spyndex", "baselines", "remote"))
     )
-    # parts of pydantic and of dask[distributed]
-    known |= {"pydantic_core", "distributed"}
+    # parts of pydantic, of dask[distributed] and of s3fs
+    known |= {"pydantic_core", "distributed", "botocore"}
     missing = {name for name in foreign if not known & {d.lower() for d in distributions.get(name, [name])}}
     assert missing == set()
 
@@ -123,7 +125,7 @@ def test_constraints_pin_everything_declared_and_name_no_build_of_torch(
     pins = dict(re.findall(r"^([\w.-]+)==(\S+)$", text, re.MULTILINE))
     names = {name.lower() for name in pins}
     extras = settings["options.extras_require"]
-    options = settings["options"]["install_requires"], extras["test"], extras["baselines"]
+    options = settings["options"]["install_requires"], extras["test"], extras["baselines"], extras["remote"]
     assert set().union(*map(declared, options)) <= names
     assert re.fullmatch(r"\d+\.\d+\.\d+", pins["torch"])
     assert f"deepspeed=={pins['deepspeed']}" in options[0]

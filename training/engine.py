@@ -6,22 +6,19 @@ micro-batches change the result; DeepSpeed's own averaging is undone by one fact
 
 from __future__ import annotations
 
-import importlib.util
-import logging
 import math
-import os
-import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from pipeline.config import Config
-from pipeline.errors import ConfigError, MissingPackageError
+from pipeline.errors import ConfigError
+from training import memory, zero
 from training.blocks import Stack
 from training.flops import measure_peak
 from training.report import Report, Told
@@ -101,9 +98,11 @@ class Engine:
     def __init__(self, model: nn.Module, recipe: Recipe, config: EngineConfig, world: World) -> None:
         self.world, self.config, self.recipe = world, config, recipe
         self.precision = config.resolve(world.device)
+        if world.device.type == "cpu":
+            memory.keep()
         _prepare_blocks(model, config)
         world.connect(config.timeout_s)
-        deepspeed = _import_deepspeed(world.device)
+        deepspeed = zero.load(world.device)
         # ours, not "AdamW" in the configuration: that one compiles an extension for minutes
         self._update = Update(recipe.groups, recipe.betas, recipe.clip_norm)
         self._engine, self._optimiser, _, _ = deepspeed.initialize(
@@ -157,12 +156,19 @@ class Engine:
         summed = torch.zeros_like(total)
         for number, loss in enumerate(work.losses, start=1):
             # nothing is added, or NaN: a loss that is not finite must not have finite gradients
-            self._engine.backward((loss * (factor + 0 * loss.detach())).sum())
+            with self._reduction():
+                self._engine.backward((loss * (factor + 0 * loss.detach())).sum())
             summed += loss.detach()
             if number < self.recipe.accumulation:
                 self._engine.step()
         norm, missed = self.apply()
         return Report(Told(lr, norm, missed, stop, [*summed], work.counted, work.observed), self.world)
+
+    def _reduction(self) -> AbstractContextManager[None]:
+        """Leave out the reduction over one rank: it copies all gradients into one tensor and back."""
+        alone = self.world.size == 1 and not self.config.zero_stage
+        without: AbstractContextManager[None] = self._engine.no_sync() if alone else nullcontext()
+        return without
 
     def apply(self) -> tuple[float | Tensor, float | Tensor]:
         """Move the weights, once the backward pass is through; return the gradient's norm and 1 where they stay as they were."""
@@ -205,36 +211,6 @@ def _prepare_blocks(model: nn.Module, config: EngineConfig) -> None:
     """Let the model's blocks recompute or be compiled, as configured."""
     for stack in (m for m in model.modules() if isinstance(m, Stack)):
         stack.recompute = config.recompute
+        # block by block: all of a stack are alike, so one is compiled and serves the others
         for block in stack if config.compile else ():
-            block.compile()
-
-
-def _import_deepspeed(device: torch.device) -> Any:
-    """Import DeepSpeed, quiet and without the compilation that a CPU run does not need."""
-    if importlib.util.find_spec("deepspeed") is None:
-        raise MissingPackageError(
-            "training needs deepspeed; install it with `make setup`, or `pip install deepspeed`."
-        )
-    # only without a GPU: with one it would hide it
-    if device.type == "cpu":
-        os.environ["DS_ACCELERATOR"] = "cpu"
-    warnings.filterwarnings(
-        "ignore", category=FutureWarning, module="torch.distributed"
-    )  # DeepSpeed's, not ours
-    with _quiet():
-        import deepspeed
-        from deepspeed.ops import __compatible_ops__
-    if device.type == "cpu" and "deepspeed_shm_comm" in __compatible_ops__:
-        __compatible_ops__["deepspeed_shm_comm"] = False  # else it compiles an op for 90 s, and needs g++
-    return deepspeed
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep DeepSpeed's INFO lines out of the console."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)
+            block.compile(dynamic=False)

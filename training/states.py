@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import CorruptDataError
+from training import zero
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 _STEP = "step"
@@ -80,10 +81,10 @@ class Holder:
         return found
 
     def _full_moment(self) -> Callable[[nn.Parameter, str], Tensor]:
-        from deepspeed.utils import safe_get_full_optimizer_state
+        read = zero.share("safe_get_full_optimizer_state")
 
         def full(parameter: nn.Parameter, moment: str) -> Tensor:
-            value = safe_get_full_optimizer_state(parameter, moment)
+            value = read(parameter, moment)
             # stage 0 keeps it where torch does
             kept: Tensor = self._inner.state[parameter][moment] if value is None else value
             return kept
@@ -138,31 +139,27 @@ class Holder:
         if hasattr(parameter, "ds_id"):
             _put_share(parameter, weight, moments)
             return
-        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
-
         parameter.copy_(weight)
         if not hasattr(parameter, "_hp_mapping"):
             for moment, value in moments.items():
                 self._inner.state[parameter][moment].copy_(value)
             return
-        safe_set_full_fp32_param(parameter, weight)
+        zero.share("safe_set_full_fp32_param")(parameter, weight)
         for moment, value in moments.items():
-            safe_set_full_optimizer_state(parameter, value, moment)
+            zero.share("safe_set_full_optimizer_state")(parameter, value, moment)
 
 
 def _put_share(parameter: nn.Parameter, weight: Tensor, moments: dict[str, Tensor]) -> None:
     """Put this rank's share of a weight where ZeRO-3 keeps it."""
-    from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
-
     share: Tensor = parameter.ds_tensor  # type: ignore[attr-defined]
     share.copy_(_cut(weight, share.numel()))
     # small weights stay whole on every rank
     if parameter.numel() == weight.numel():
         parameter.copy_(weight)
     if parameter.requires_grad:
-        safe_set_local_fp32_param(parameter, _cut(weight, share.numel()))
+        zero.share("safe_set_local_fp32_param")(parameter, _cut(weight, share.numel()))
     for moment, value in moments.items():
-        safe_set_local_optimizer_state(parameter, _cut(value, share.numel()), moment)
+        zero.share("safe_set_local_optimizer_state")(parameter, _cut(value, share.numel()), moment)
 
 
 def _cut(value: Tensor, size: int) -> Tensor:
@@ -174,14 +171,13 @@ def _cut(value: Tensor, size: int) -> Tensor:
 
 def _full_weight() -> Callable[[nn.Parameter], Tensor]:
     """Return a function that gives a weight's full float32 value whatever the ZeRO stage; collective."""
-    from deepspeed.runtime.zero import GatheredParameters
-    from deepspeed.utils import safe_get_full_fp32_param
+    read = zero.share("safe_get_full_fp32_param")
 
     def full(parameter: nn.Parameter) -> Tensor:
-        value = safe_get_full_fp32_param(parameter) if parameter.requires_grad else None
+        value = read(parameter) if parameter.requires_grad else None
         if value is not None:
             return value  # type: ignore[no-any-return]
-        with GatheredParameters([parameter]):  # frozen, or stage 0; a no-op where the parameter is whole
+        with zero.gathered([parameter]):  # frozen, or stage 0; a no-op where the parameter is whole
             return parameter.data.clone()
 
     return full

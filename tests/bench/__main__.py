@@ -12,19 +12,17 @@ for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"):
     os.environ.setdefault(name, "1")
 
 from pipeline.console import run, say, table
-from tests.bench import loader, preprocessing
+from tests.bench import loader, preprocessing, training
 from tests.bench.measure import HEADER, REPETITIONS, Ratio
 
-BENCHES = preprocessing.BENCHES | loader.BENCHES
+BENCHES = preprocessing.BENCHES | loader.BENCHES | training.BENCHES
 NEED_REAL_DATA = preprocessing.NEED_REAL_DATA + loader.NEED_REAL_DATA
 
 
 def main(argv: list[str]) -> int:
     """Run the benchmarks asked for; returns the exit code, which says nothing about goals."""
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
-    parser.add_argument(
-        "names", nargs="*", metavar="NAME", help=f"some of {', '.join(BENCHES)}"
-    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"some of {', '.join(BENCHES)}")
     asked = parser.parse_args(argv).names or list(BENCHES)
     found: list[Ratio] = []
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
