@@ -16,7 +16,6 @@
    offset_check panels jobs rows strips cells       downstream fitted neighbours plain fraction
    standard_indices contributions codestream        backbones resnet upernet windows mixing
    simulation/* footprints                          offsets storage remote collation budget probing
-                                                    memory
                                                     memory zero
                       └────────────┬─────────────────────┘
    pipeline/   histogram -> manifest -> contract -> sample ; saliency ; indices -> formulas

@@ -6,23 +6,19 @@ micro-batches change the result; DeepSpeed's own averaging is undone by one fact
 
 from __future__ import annotations
 
-import importlib.util
-import logging
 import math
-import os
-import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from pipeline.config import Config
-from pipeline.errors import ConfigError, MissingPackageError
-from training import memory
+from pipeline.errors import ConfigError
+from training import memory, zero
 from training.blocks import Stack
 from training.flops import measure_peak
 from training.report import Report, Told
@@ -106,7 +102,7 @@ class Engine:
             memory.keep()
         _prepare_blocks(model, config)
         world.connect(config.timeout_s)
-        deepspeed = _import_deepspeed(world.device)
+        deepspeed = zero.load(world.device)
         # ours, not "AdamW" in the configuration: that one compiles an extension for minutes
         self._update = Update(recipe.groups, recipe.betas, recipe.clip_norm)
         self._engine, self._optimiser, _, _ = deepspeed.initialize(
@@ -218,34 +214,3 @@ def _prepare_blocks(model: nn.Module, config: EngineConfig) -> None:
         # block by block: all of a stack are alike, so one is compiled and serves the others
         for block in stack if config.compile else ():
             block.compile(dynamic=False)
-
-
-def _import_deepspeed(device: torch.device) -> Any:
-    """Import DeepSpeed, quiet and without the compilation that a CPU run does not need."""
-    if importlib.util.find_spec("deepspeed") is None:
-        raise MissingPackageError(
-            "training needs deepspeed; install it with `make setup`, or `pip install deepspeed`."
-        )
-    # only without a GPU: with one it would hide it
-    if device.type == "cpu":
-        os.environ["DS_ACCELERATOR"] = "cpu"
-    warnings.filterwarnings(
-        "ignore", category=FutureWarning, module="torch.distributed"
-    )  # DeepSpeed's, not ours
-    with _quiet():
-        import deepspeed
-        from deepspeed.ops import __compatible_ops__
-    if device.type == "cpu" and "deepspeed_shm_comm" in __compatible_ops__:
-        __compatible_ops__["deepspeed_shm_comm"] = False  # else it compiles an op for 90 s, and needs g++
-    return deepspeed
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep DeepSpeed's INFO lines out of the console."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)
