@@ -30,8 +30,9 @@ from training.world import World
 class EngineConfig(Config):
     """How DeepSpeed runs the step."""
 
-    zero_stage: Literal[0, 1, 2, 3] = 1
-    """ZeRO: 1 shares the optimiser's state among the ranks, 2 also gradients, 3 also parameters."""
+    zero_stage: Literal["auto", 0, 1, 2, 3] = "auto"
+    """ZeRO: 1 shares the optimiser's state among the ranks, 2 also gradients, 3 also parameters; auto: 0 for one rank in
+    fp32, which has nobody to share with and saves a copy of the weights, else 1."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 on GPUs that have it, fp32 elsewhere (bf16 is several times slower on plain CPUs)."""
     recompute: bool = False
@@ -49,6 +50,11 @@ class EngineConfig(Config):
                 "compile: true cannot be had with zero_stage: 3, which swaps weights inside blocks"
             )
         return self
+
+    def stage(self, world: World) -> int:
+        """Return the ZeRO stage that the ranks run."""
+        alone = world.size == 1 and self.resolve(world.device) == "fp32"
+        return self.zero_stage if self.zero_stage != "auto" else 0 if alone else 1
 
     def resolve(self, device: torch.device) -> str:
         """Return the precision used on `device`; raises `ConfigError` for what would train wrongly."""
@@ -97,7 +103,7 @@ class Engine:
 
     def __init__(self, model: nn.Module, recipe: Recipe, config: EngineConfig, world: World) -> None:
         self.world, self.config, self.recipe = world, config, recipe
-        self.precision = config.resolve(world.device)
+        self.precision, self.stage = config.resolve(world.device), config.stage(world)
         if world.device.type == "cpu":
             memory.keep()
         _prepare_blocks(model, config)
@@ -113,8 +119,8 @@ class Engine:
         )
 
     def _deepspeed_config(self) -> dict[str, object]:
-        zero: dict[str, object] = {"stage": self.config.zero_stage}
-        if self._gated and self.config.zero_stage:
+        zero: dict[str, object] = {"stage": self.stage}
+        if self._gated and self.stage:
             zero["compute_grad_norm"] = False
         return {
             "train_micro_batch_size_per_gpu": self.recipe.micro,
@@ -131,7 +137,7 @@ class Engine:
     @property
     def _gated(self) -> bool:
         """Whether clipping and the gate are the update's; DeepSpeed's own make the host wait, at stage 3 as ever."""
-        return self.config.zero_stage < 3
+        return self.stage < 3
 
     @property
     def module(self) -> nn.Module:
@@ -166,7 +172,7 @@ class Engine:
 
     def _reduction(self) -> AbstractContextManager[None]:
         """Leave out the reduction over one rank: it copies all gradients into one tensor and back."""
-        alone = self.world.size == 1 and not self.config.zero_stage
+        alone = self.world.size == 1 and not self.stage
         without: AbstractContextManager[None] = self._engine.no_sync() if alone else nullcontext()
         return without
 
@@ -183,11 +189,15 @@ class Engine:
 
     def _norm(self) -> Tensor:
         """Return the norm of the global gradient, on the device."""
-        if self.config.zero_stage:
-            shared: Tensor = self._optimiser.scaled_global_norm()
-            return shared
-        gradients = [p.grad for p in self._engine.module.parameters() if p.grad is not None]
-        return torch.nn.utils.get_total_norm(gradients)
+        if self.stage:
+            # DeepSpeed's own function of this makes the host wait, once a group
+            shares = self._optimiser.averaged_gradients.values()
+            gradients = [g for share in shares for g in share if g is not None]
+        else:
+            gradients = [p.grad for p in self._engine.module.parameters() if p.grad is not None]
+        norms = torch.stack([torch.linalg.vector_norm(g, dtype=torch.float32) for g in gradients])
+        square = norms.square().sum()
+        return (self.world.add(square) if self.stage else square).sqrt()
 
     def snapshot(self) -> Snapshot:
         """Return everything that training has changed, on rank 0; collective."""

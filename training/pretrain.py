@@ -200,7 +200,7 @@ class Pretraining:
                 "steps",
                 f"{self.span.total} of {config.batch.size} samples, {self.stream.steps_per_epoch} an epoch",
             ),
-            ("engine", f"ZeRO {config.engine.zero_stage}, {precision}, {world.size} x {world.device.type}"),
+            ("engine", f"ZeRO {config.engine.stage(world)}, {precision}, {world.size} x {world.device.type}"),
         ]
         return table(("what", "this run"), rows)
 
