@@ -13,7 +13,7 @@ LINT_IMPORTS := from importlinter.cli import lint_imports_command as lint; lint(
 export VENV PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long test-fast bench check ui clean
+.PHONY: help setup demo test test-long test-fast bench bench-gpu check ui clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -42,6 +42,9 @@ test-fast: $(READY)  ## the tests that take less than about ten seconds each and
 
 bench: $(READY)  ## speed as ratios measured side by side (BENCH="cells jp2" for some)
 	@$(BIN)/python -m tests.bench $(BENCH)
+
+bench-gpu: $(READY)  ## a ViT-L in bf16 on this machine's GPU: share of the peak, data wait (GPU="--try" without one)
+	@$(BIN)/python -m tests.bench.gpu $(GPU)
 
 check: $(READY)  ## formatting, lint, types, import contracts
 	@echo "check: ruff check, ruff format, mypy --strict, import contracts"
