@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
     """Train for some steps and print speeds; returns the exit code, which says nothing about goals."""
     parser = argparse.ArgumentParser(prog="make bench-gpu", description=__doc__)
     parser.add_argument("--try", dest="tiny", action="store_true", help="a tiny model, also without a GPU")
-    parser.add_argument("--batch", type=int, default=256, help="images of a step (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=512, help="images of a step (default: %(default)s)")
     parser.add_argument(
         "words", nargs="*", metavar="a.b=c", help="configuration words, engine.compile=false say"
     )

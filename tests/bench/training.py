@@ -57,8 +57,8 @@ class Subject:
 
     @property
     def gigabytes(self) -> float:
-        """The most memory it ever held."""
-        return max(turn["bytes"] for turn in self.turns) / 1e9
+        """The most memory that it held while it warmed up."""
+        return float(self.turns[0]["bytes"]) / 1e9
 
 
 def measure(names: Sequence[str], folder: Path) -> list[Subject]:
