@@ -31,8 +31,8 @@ class EngineConfig(Config):
     """How DeepSpeed runs the step."""
 
     zero_stage: Literal["auto", 0, 1, 2, 3] = "auto"
-    """ZeRO: 1 shares the optimiser's state among the ranks, 2 also gradients, 3 also parameters; auto: 0 for one rank in
-    fp32, which has nobody to share with and saves a copy of the weights, else 1."""
+    """ZeRO: 1 shares the optimiser's state among the ranks, 2 also gradients, 3 also parameters; auto: 1, but 0 for one
+    rank in fp32, which has nobody to share with and saves a copy of the weights."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 on GPUs that have it, fp32 elsewhere (bf16 is several times slower on plain CPUs)."""
     recompute: bool = False
@@ -177,7 +177,7 @@ class Engine:
         return without
 
     def apply(self) -> tuple[float | Tensor, float | Tensor]:
-        """Move the weights, once the backward pass is through; return the gradient's norm and 1 where they stay as they were."""
+        """Move the weights after the backward pass; return the gradient's norm, and 1 where they stay as they are."""
         if self._gated:
             norm = self._norm()
             missed = self._update.gate(norm)
