@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from training.architecture import ModelConfig
-from training.finetune import Downstream
+from training.downstream import Downstream
 from training.model import Encoder, SpatialSpectralMAE
 from training.schedule import OptimiserConfig, decay_groups, layer_decay_groups, learning_rate
 from training.tasks.classification import PooledHead
@@ -36,13 +36,17 @@ def test_decay_spares_biases_and_one_dimensional_parameters() -> None:
 
 
 def test_layer_decay_slows_the_embedding_most_and_leaves_out_the_frozen() -> None:
-    model = Downstream(Encoder(ModelConfig(size="tiny"), LAYOUTS), PooledHead(96, 3), frozen=False)
+    model = Downstream(
+        Encoder(ModelConfig(size="tiny"), LAYOUTS), PooledHead(96, 3), pooled=True, frozen=False
+    )
     scale = {id(p): g["lr_scale"] for g in layer_decay_groups(model, 0.05, 0.5, depth=4) for p in g["params"]}
     named = dict(model.named_parameters())
     assert scale[id(named["encoder.embed.shared.weight"])] == 0.5**5
     assert scale[id(named["encoder.blocks.3.mlp.0.weight"])] == 0.5
     assert scale[id(named["head.linear.weight"])] == 1.0
-    probe = Downstream(Encoder(ModelConfig(size="tiny"), LAYOUTS), PooledHead(96, 3), frozen=True)
+    probe = Downstream(
+        Encoder(ModelConfig(size="tiny"), LAYOUTS), PooledHead(96, 3), pooled=True, frozen=True
+    )
     trained = [p for g in layer_decay_groups(probe, 0.05, 0.5, depth=4) for p in g["params"]]
     assert sum(p.numel() for p in trained) == sum(p.numel() for p in probe.head.parameters())
     assert torch.is_tensor(trained[0])
