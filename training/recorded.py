@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import MissingInputError
-from training.tracking import GROUP, connect
+from training.mlflow_client import GROUP, connect
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from matplotlib.colors import to_rgb
 from pipeline.errors import MissingInputError, UnknownNameError
 from tests.training.processes import ROOT, free_port
 from training import compare
-from training.tracking import RunIdentity, Tracker, TrackingConfig, connect
+from training.mlflow_client import connect
+from training.tracking import RunIdentity, Tracker, TrackingConfig
 
 
 def record(run: Path, uri: str | None = None, seed: int = 1, metrics: tuple[str, ...] = ("loss",)) -> None:

@@ -11,8 +11,8 @@ from pipeline.config import ROOT, load
 from pipeline.errors import ConfigError
 from tests.training.processes import SMALL, run_cases
 from training import journal, stages
+from training.mlflow_client import connect
 from training.pretrain import PretrainConfig
-from training.tracking import connect
 
 CHAIN = (
     "handover=interpolate",

@@ -16,8 +16,9 @@ import pytest
 from pipeline.errors import MissingInputError
 from tests.training.processes import ROOT, free_port
 from training import journal
+from training.mlflow_client import connect
 from training.recorded import RecordedRun, read_runs
-from training.tracking import RunIdentity, Tracker, TrackingConfig, connect
+from training.tracking import RunIdentity, Tracker, TrackingConfig
 
 
 def recorded(run: Path, uri: str) -> RecordedRun:
@@ -49,9 +50,24 @@ def test_a_resumed_run_goes_on_in_the_same_mlflow_run_without_duplicates(tmp_pat
 
 def test_many_processes_create_one_database(tmp_path: Path) -> None:
     uri = TrackingConfig().resolve(tmp_path)
-    code = f"from training.tracking import connect; connect({uri!r})"
+    code = f"from training.mlflow_client import connect; connect({uri!r})"
     started = [subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE) for _ in range(3)]
     assert [(p.wait(120), p.stderr.read()) for p in started] == [(0, b"")] * 3  # type: ignore[union-attr]
+
+
+def test_a_process_that_dies_making_the_database_leaves_nothing_half_made(tmp_path: Path) -> None:
+    uri, part = TrackingConfig().resolve(tmp_path), tmp_path / "mlflow.db.part"
+    code = f"from training.mlflow_client import connect; connect({uri!r})"
+    dying = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+    while not (part.exists() and part.stat().st_size > 50_000):
+        assert dying.poll() is None, "the database was made before it could be killed"
+        time.sleep(0.005)
+    dying.kill()
+    dying.wait()
+    assert part.exists()
+    assert not (tmp_path / "mlflow.db").exists()
+    # the tables of the dead one would be in the way of MLflow's migrations
+    assert connect(uri).search_experiments()[0].name == "Default"
 
 
 @pytest.fixture

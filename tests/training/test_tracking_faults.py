@@ -19,9 +19,10 @@ import pytest
 
 from tests.training.processes import ROOT, free_port
 from training import journal
+from training.mlflow_client import connect
 from training.recorded import read_runs
 from training.sync import main as sync
-from training.tracking import TrackingConfig, connect
+from training.tracking import TrackingConfig
 
 CODE = """
 import sys, time
