@@ -1,4 +1,4 @@
-"""README cannot rot: every command in it is run, every file has its line, every path is there."""
+"""README and the pages of docs/ cannot rot: every command is run, every file has its line, every path is there."""
 
 from __future__ import annotations
 
@@ -16,23 +16,17 @@ from pathlib import Path
 
 import pytest
 
+from tests.pages import ROOT, blocks, commands, pages
 from tests.slurm.conftest import Slurm, slurm
 from tests.training.processes import free_port
 
 __all__ = ["slurm"]
 
-ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / "README.md").read_text()
 SMALL = "steps=2 save_every_steps=100"
 TINY = "model.size=tiny batch.size=4 batch.micro=null data.workers=0 panel_images=0"
 
 
-def blocks(language: str) -> list[str]:
-    """Return the fenced blocks of a language, in order."""
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
-
-
-COMMANDS = [line for block in blocks("bash") for line in block.splitlines()]
+COMMANDS = commands()
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +51,7 @@ def environment(clone: Path, **more: str) -> dict[str, str]:
 
 
 def fill_in(command: str) -> str:
-    """Put in what README leaves to the reader, and keep trainings short."""
+    """Put in what the pages leave to the reader, and keep trainings short."""
     command = command.replace("/path/to/archive", "demo/archive")
     command = command.replace("/path/to/labelled/shards", "demo/shards/sentinel2")
     command = command.replace("/path/to/landsat/shards", "demo/shards/landsat")
@@ -146,7 +140,7 @@ def test_every_command_works_in_the_order_of_the_text(command: str, runner: Call
 
 @pytest.mark.slow
 def test_the_handler_reads_the_shards_that_the_commands_made(clone: Path) -> None:
-    (block,) = blocks("python")
+    (block,) = blocks(pages()["docs/scenes.md"], "python")
     told = subprocess.run(
         [sys.executable, "-c", block], cwd=clone, capture_output=True, text=True, check=True
     ).stdout
@@ -166,14 +160,16 @@ def test_the_demo_ends_with_runs_compared_and_better_than_chance(clone: Path) ->
 
 def test_every_file_has_its_line() -> None:
     for room in ("pipeline", "preprocessing", "training"):
-        section = README.split(f"| `{room}/` | |")[1].split("\n\n")[0]
+        section = pages()["docs/tour.md"].split(f"| `{room}/` | |")[1].split("\n\n")[0]
         listed = set(re.findall(r"^\| `([^`]+)` \|", section, flags=re.MULTILINE))
         there = {str(p.relative_to(ROOT / room)) for p in (ROOT / room).rglob("*.py")}
         there = {name.removesuffix("__init__.py") for name in there} - {""}
         assert listed == there
 
 
-def test_every_path_in_the_text_is_there() -> None:
-    named = re.findall(r"`((?:configs|slurm|tests|\.ci)/[\w./-]+)`", README)
-    assert len(named) > 5
-    assert [name for name in named if not (ROOT / name).exists() and name != "slurm/site.env"] == []
+@pytest.mark.parametrize("page", pages())
+def test_every_path_in_the_text_is_there(page: str) -> None:
+    rooms = "configs|slurm|tests|pipeline|preprocessing|training|docs|\\.ci"
+    named = re.findall(rf"`((?:{rooms})/[\w./-]*)`", pages()[page])
+    made = {"slurm/site.env"}  # the reader's own
+    assert [name for name in named if not (ROOT / name).exists() and name not in made] == []
