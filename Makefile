@@ -13,7 +13,7 @@ LINT_IMPORTS := from importlinter.cli import lint_imports_command as lint; lint(
 export VENV PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long test-fast bench bench-gpu check ui clean
+.PHONY: help setup demo test test-long test-fast bench bench-gpu check docs ui clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -53,6 +53,9 @@ check: $(READY)  ## formatting, lint, types, import contracts
 	@$(BIN)/python -m mypy --strict
 	@$(BIN)/python -c "$(LINT_IMPORTS)" --config setup.cfg
 	@echo "check: passed"
+
+docs: $(READY)  ## write docs/configuration.md from the configuration models
+	@$(BIN)/python .ci/docs.py
 
 ui: $(READY)  ## MLflow on the runs of the demo (RUNS=folder for others, UI_PORT=5000)
 	@bash .ci/ui.sh "$(RUNS)" "$(UI_PORT)"

@@ -1,4 +1,4 @@
-"""Configuration models in plain words: what a key takes, and the list of all keys.
+"""Configuration models in plain words: what a key takes, and the list of all keys, for terminals and for the docs.
 
 Both are read from the model's JSON schema, so what a field's type, bounds and docstring say is told to people as it
 is, in errors and under `--keys`.
@@ -100,6 +100,25 @@ def listing(model: type[BaseModel]) -> str:
         + textwrap.fill(key.says, WIDTH, initial_indent=indent, subsequent_indent=indent)
         for key in keys(model)
     )
+
+
+def markdown(model: type[BaseModel], but: type[BaseModel] | None = None) -> str:
+    """Return all keys as a table for the docs; but: a model whose own keys, as they are there, are left out."""
+    known = keys(but) if but else []
+    rows = (
+        (f"`{key.path}`", f"`{key.default}`" if key.default else "", key.takes, key.says)
+        for key in keys(model)
+        if key not in known
+    )
+    lines = (" | ".join(_cell(text) for text in row) for row in rows)
+    return "\n".join(
+        ["| key | default | takes | meaning |", "|---|---|---|---|", *(f"| {x} |" for x in lines)]
+    )
+
+
+def _cell(text: str) -> str:
+    # a docstring's line break would end the row, and a bar the cell
+    return " ".join(text.split()).replace("|", r"\|")
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,25 @@ def test_the_listing_holds_the_docstrings():
     assert "part.rate=0.5  # a number greater than 0 and at most 1\n    A rate.\n" in text
 
 
+class More(Model):
+    """Two keys more."""
+
+    files: str = Field(default="", pattern="^(a|b)?$")
+    """First line,
+    second line."""
+    name: str = "another"
+
+
+def test_the_table_for_the_docs_has_a_row_a_key_and_leaves_out_what_another_model_has():
+    head, _, *rows = reference.markdown(More, Model).splitlines()
+    assert head == "| key | default | takes | meaning |"
+    assert rows == [
+        "| `name` | `another` | text |  |",
+        r"| `files` |  | text that matches ^(a\|b)?$ | First line, second line. |",
+    ]
+    assert len(reference.markdown(More).splitlines()) == 2 + len(reference.keys(More))
+
+
 @pytest.mark.parametrize(
     ("location", "path", "takes"),
     [
