@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from pipeline.config import UserPath
 from pipeline.contract import DataContract
 from pipeline.errors import ConfigError, ContractError
 from pipeline.sample import Sample
@@ -26,6 +24,7 @@ from training.handover import Tables
 from training.inputs import SensorInput
 from training.mixing import Regularisation
 from training.model import Encoder
+from training.scored import Scored
 from training.sets import (
     WITH_LABELS,
     Family,
@@ -62,8 +61,6 @@ class FinetuneConfig(runs.RunConfig):
     nearest neighbours by pooled features vote. logistic and forest are plain baselines on band statistics."""
     backbone: Backbone = "encoder"
     """encoder, or resnet50 from scratch as the supervised baseline."""
-    init: UserPath | None = None
-    """Run or checkpoint folder of the pretrained weights; null starts from scratch."""
     handover: Tables = "exact"
     """With `init`, what becomes of position tables of another size, other bands or another sensor: exact refuses them
     with the differences, interpolate takes them over, reinit begins them anew."""
@@ -211,22 +208,23 @@ class Setup:
         )
 
     @torch.no_grad()
-    def score(self, predict: Callable[[Batch], Tensor], validation: Pass) -> NDArray[Any]:
-        """Tally the whole split over all ranks, each sample once; collective."""
-        tallies, seen = [], 0
+    def score(self, predict: Callable[[Batch], Tensor], validation: Pass) -> Scored:
+        """Tally the whole split over all ranks, each sample once, scene by scene; collective."""
+        mine = Scored(self.task)
         for batch in validation.batches(self.config.data.workers):
             usable = self.task.usable(batch)
             predicted = predict(batch).float().cpu()
-            seen += int(usable.sum())
-            tallies.append(self.task.tally(predicted[usable], batch.labels_B[usable]))
+            keys = [key for key, use in zip(batch.keys, usable.tolist(), strict=True) if use]
+            mine.add(keys, predicted[usable], batch.labels_B[usable])
         # tallies can be put together; scores of ranks could not
-        found: list[Any] = self.world.gather((seen, self.task.join(tallies)))
-        if not sum(count for count, _ in found):
+        counted: list[Any] = self.world.gather(mine.of_scene)
+        found = mine.merge(counted)
+        if not found.of_scene:
             raise ContractError(
                 f"no sample of split `{self.config.val_split}` of {self.config.data.names} carries a label: there is"
                 " nothing to score. Shard it with `labels`."
             )
-        return self.task.join([tally for _, tally in found])
+        return found
 
     def told(self) -> list[tuple[str, str]]:
         """Return rows of a plan that tell the data."""

@@ -9,7 +9,6 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 if not __package__:  # run by path: `python training/finetune.py`
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -21,7 +20,6 @@ if not __package__:  # run by path: `python training/finetune.py`
     STOP.listen()
 
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.console import Command, run, say, table
@@ -30,12 +28,14 @@ from training import fitted, runs
 from training.data import Batch
 from training.downstream import FITTED, FinetuneConfig, Setup
 from training.engine import Engine
+from training.flops import encoder_flops
+from training.ledger import Effort
 from training.loop import Prepared, Span, train
 from training.mixing import Mixed, mix
 from training.model import Encoder, count_parameters
 from training.schedule import layer_decay_groups
+from training.scored import Scored
 from training.stream import ShardStream
-from training.tracking import Tracker
 from training.weights import Weights
 from training.world import World, to_device
 
@@ -61,7 +61,7 @@ class Finetuning:
         micro = self.config.batch.size // self.world.size // self.stream.accumulation
         self.validation = setup.validation(micro)
         self.model, self.handed = setup.model()
-        self._last: NDArray[Any] | None = None
+        self._last: Scored | None = None
 
     def groups(self) -> list[dict[str, object]]:
         """Return the optimiser's parameter groups: layer decay below the head, of an encoder's blocks."""
@@ -71,13 +71,23 @@ class Finetuning:
         return layer_decay_groups(self.model, decay, self.config.layer_decay, encoder.depth)
 
     def flops(self) -> int:
-        """Nobody counts a step's operations here: heads and encoders are of many kinds."""
-        return 0
+        """Return the operations of a step over all ranks, the head's left out."""
+        return self._effort(self.config.batch.size).flops
+
+    def _effort(self, images: int) -> Effort:
+        """Return what the encoder takes of a step over so many images; heads and backbones are of many kinds."""
+        if not isinstance(self.model.encoder, Encoder):
+            return Effort()
+        layout, images = self.setup.input.layout, images * (2 if self.task.pairs else 1)
+        each = encoder_flops(self.config.model, layout, layout.tokens)
+        frozen = self.config.mode == "linear_probe"
+        return Effort(images * layout.tokens, images * (each.forward if frozen else each.training))
 
     def prepare(self, batch: Batch, engine: Engine) -> Prepared:
         """Make the losses ready."""
-        usable = self.task.usable(batch)
-        return Prepared(self._losses(batch, engine), (self.task.items(batch.labels_B[usable]),), {})
+        counted = self.task.items(batch.labels_B[self.task.usable(batch)])
+        effort = self._effort(len(batch.image_BCHW))
+        return Prepared(self._losses(batch, engine), (counted,), {}, effort)
 
     def _losses(self, batch: Batch, engine: Engine) -> Iterator[Tensor]:
         usable = self.task.usable(batch)
@@ -109,15 +119,15 @@ class Finetuning:
         if not due and step != Span.of(self.config, self.stream).total:
             return {}
         self._last = self.evaluate(engine)
-        return {f"{self.config.val_split}_{k}": v for k, v in self.task.scores(self._last).items()}
+        return {f"{self.config.val_split}_{k}": v for k, v in self.task.scores(self._last.tally).items()}
 
-    def evaluate(self, engine: Engine) -> NDArray[Any]:
+    def evaluate(self, engine: Engine) -> Scored:
         """Tally the whole validation split over all ranks, each sample once; collective."""
         # the same wrapper as in training: ZeRO-3 gathers weights in its hooks
         engine.module.eval()
-        tally = self.setup.score(lambda batch: engine.module(*self.setup.images(batch)), self.validation)
+        scored = self.setup.score(lambda batch: engine.module(*self.setup.images(batch)), self.validation)
         engine.module.train()
-        return tally
+        return scored
 
     def plan(self) -> str:
         """Tell what the run is going to be."""
@@ -138,9 +148,12 @@ class Finetuning:
         ]
         return table(("what", "this run"), rows)
 
-    def finish(self, engine: Engine, tracker: Tracker) -> str:
+    def finish(self, engine: Engine) -> str:
         """Tell the scores of the whole validation split."""
-        tally = self.evaluate(engine) if self._last is None else self._last
+        scored = self._last or self.evaluate(engine)
+        if self.world.main:
+            scored.save(self.config.folder)
+        tally = scored.tally
         scores = ", ".join(f"{k} {v:.4f}" for k, v in self.task.scores(tally).items())
         return (
             f"{self.task.report(tally)}\n{self.config.val_split}: {scores}\n"

@@ -26,19 +26,20 @@ def fit(setup: Setup) -> bool:
     config, world = setup.config, setup.world
     world.require_same("data", setup.data.model_dump(mode="json"))
     micro = config.batch.micro or max(config.batch.size // world.size, 1)
-    extra: dict[str, object] = {"ranks": world.size, "data_digest": setup.data.digest}
     learn = _neighbours if config.mode == "knn" else _plain
     if world.main:
         say(table(("what", "this run"), [("run", str(config.folder)), ("task", _what(setup)), *setup.told()]))
+    identity = runs.identity(config, config.task, setup.data, {"ranks": world.size})
     # made at once: a run that fails to learn is a recorded run too
-    with Tracker(runs.identity(config, config.task, extra), config.tracking, 0, world.main) as tracker:
-        tally = setup.score(learn(setup, micro), setup.validation(micro))
+    with Tracker(identity, config.tracking, 0, world.main) as tracker:
+        scored = setup.score(learn(setup, micro), setup.validation(micro))
+        tally = scored.tally
         scores = setup.task.scores(tally)
         tracker.log(1, {f"{config.val_split}_{k}": v for k, v in scores.items()})
         tracker.commit(1)
-        tracker.artifact(config.folder / "config.yaml")
         tracker.finish(complete=True)
         if world.main:
+            scored.save(config.folder)
             mark(config.folder, COMPLETE)
             told = ", ".join(f"{k} {v:.4f}" for k, v in scores.items())
             say(f"{setup.task.report(tally)}\n{config.val_split}: {told}")
