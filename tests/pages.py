@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,3 +29,12 @@ def commands() -> list[str]:
     """Return every command of every page, each once, in the order of reading."""
     found = [block for text in pages().values() for block in blocks(text, "bash")]
     return list(dict.fromkeys(line for block in found for line in block.splitlines()))
+
+
+def copy_project(folder: Path) -> Path:
+    """Copy the project's files, without what git ignores, to a folder that commands may write to; returns it."""
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in listed.splitlines():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, folder / name)
+    return folder

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.pages import ROOT, blocks, commands, pages
+from tests.pages import ROOT, blocks, commands, copy_project, pages
 from tests.slurm.conftest import Slurm, slurm
 from tests.training.processes import free_port
 
@@ -32,11 +31,7 @@ COMMANDS = commands()
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the project's files with this environment as its .venv: commands leave the project itself alone."""
-    folder = tmp_path_factory.mktemp("clone") / "project"
-    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for name in listed.splitlines():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(ROOT / name, folder / name)
+    folder = copy_project(tmp_path_factory.mktemp("clone") / "project")
     (folder / ".venv").symlink_to(sys.prefix)
     (folder / ".ready").touch()
     return folder
