@@ -4,7 +4,7 @@
                  slurm/*.sh ── configs/*.yaml
                       │
  preprocessing/  archives -> Zarr -> shards       training/  shards -> weights -> scores
-   simulate shard show verify (entries)             pretrain finetune predict compare export status sync (entries)
+   simulate shard show verify (entries)             pretrain finetune predict compare export status sync doctor (entries)
    settings files labelling splits scenes           loop runs world guards engine checkpoint
    locations readers/* markup checksums finding     stream order sets reader data inputs
    selection duplicates rounds planning             tokens masking chosen model schedule
