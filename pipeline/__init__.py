@@ -16,7 +16,8 @@
    offset_check panels jobs rows strips cells       downstream fitted neighbours plain fraction
    standard_indices contributions codestream        backbones resnet upernet windows mixing
    simulation/* footprints                          offsets storage remote collation budget probing
-                                                    memory zero mlflow_client
+                                                    memory zero mlflow_client identity
+                                                    ledger machine names
                       └────────────┬─────────────────────┘
    pipeline/   histogram -> manifest -> contract -> sample ; saliency ; indices -> formulas
                sensors ; keys ; lock -> console -> config -> reference ; errors

@@ -23,13 +23,13 @@ from training.data import Batch
 from training.engine import Engine, Recipe
 from training.feeding import Feed
 from training.guards import COMPLETE, INTERRUPTED, STOP, mark
+from training.ledger import Effort, Entry, Ledger
 from training.model import count_parameters
-from training.report import Report, StepResult
 from training.runs import PLAN, RunConfig
 from training.schedule import learning_rate
 from training.stream import ShardStream
 from training.tracking import Tracker
-from training.watch import Peers, Watch, Watched
+from training.watch import Peers
 from training.world import World
 
 
@@ -43,8 +43,8 @@ class Prepared:
     """Items that each term sums over, on this rank."""
     observed: dict[str, float]
     """What to log beside the loss; the same names on every rank."""
-    flops: int = 0
-    """Operations of this rank's step, as `training.flops` counts them; 0 where nobody counts."""
+    effort: Effort
+    """What this rank's step takes."""
 
 
 class Work(Protocol):
@@ -78,7 +78,7 @@ class Work(Protocol):
     def measure(self, step: int, engine: Engine) -> dict[str, float]:
         """Return scores due after `step`, or nothing; collective."""
 
-    def finish(self, engine: Engine, tracker: Tracker) -> str:
+    def finish(self, engine: Engine) -> str:
         """Leave pictures and tables of a complete run; return what to tell a person; collective."""
 
 
@@ -119,8 +119,7 @@ def train(work: Work) -> bool:
     engine = make_engine(work)
     store = Store(config.folder, world, config.keep_last, config.keep_every_steps)
     start = _resume(work, engine, store)
-    extra = {"parameters": parameters, "ranks": world.size, "data_digest": work.data.digest}
-    identity = runs.identity(config, work.kind, extra)
+    identity = runs.identity(config, work.kind, work.data, {"parameters": parameters, "ranks": world.size})
     with STOP, Tracker(identity, config.tracking, start, world.main) as tracker:
         complete = _loop(Session(work, engine, store, tracker), start)
         _end(work, engine, tracker, complete)
@@ -200,7 +199,7 @@ def _loop(session: Session, start: int) -> bool:
         # of the step before: by now the device has it, and has this one to go on with
         stop = ledger.close() or step == config.stop_at
         scores = work.measure(step, engine) | peers.compare(step, engine.module)
-        ledger.open(Entry(step, batch, report, scores, prepared.flops))
+        ledger.open(Entry(step, batch, report, scores, prepared.effort))
         if stop or step == span.total or step % config.save_every_steps == 0:
             # nothing is saved before it is known to be finite
             stop = ledger.close() or stop
@@ -235,94 +234,6 @@ def _require_fed(world: World, feed: Feed) -> None:
         raise TrainingError("; ".join(f"rank {rank}: {problem}" for rank, problem in told.items()))
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A step that the device may still be busy with."""
-
-    step: int
-    batch: Batch
-    report: Report
-    scores: dict[str, float]
-    """What was measured after it."""
-    flops: int
-    """Operations of this rank."""
-
-
-class Ledger:
-    """Records steps, each when the next one is under way: the host need not wait for the device in between."""
-
-    def __init__(self, work: Work, tracker: Tracker, progress: Progress, peak: float) -> None:
-        """peak: operations that a rank's device does in a second at its best."""
-        self._work, self._tracker, self._progress, self._peak = work, tracker, progress, peak
-        self._open: Entry | None = None
-        self._first = True
-        self._watch = Watch(work.config.guards, work.world, work.config.folder)
-        self.told: dict[str, float] = {}
-        """What to log with the next step."""
-        self._asked = self._loaded = time.perf_counter()
-        self._turn = (self._asked,) * 3
-
-    def batches(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Pass batches on, and take the time that they are waited for."""
-        self._asked = time.perf_counter()
-        for batch in batches:
-            self._loaded = time.perf_counter()
-            yield batch
-            self._asked = time.perf_counter()
-
-    def open(self, entry: Entry) -> None:
-        """Take a step whose result is not read yet."""
-        self._open = entry
-        self._turn = self._asked, self._loaded, time.perf_counter()
-
-    def close(self) -> bool:
-        """Read and record the open step, if there is one; returns whether any rank was asked to stop.
-
-        Raises `TrainingError` on all ranks where too many in a row were not finite.
-        """
-        entry, self._open = self._open, None
-        if entry is None:
-            return False
-        result, config = entry.report.read(), self._work.config
-        if self._first:
-            _require_counted(result, config)
-            self._first = False
-        metrics = self._measured(result) | self._speed(entry.flops) | result.observed | entry.scores
-        metrics |= self._watch.see(Watched(entry.step, result, entry.batch.keys)) | self.told
-        self.told = {}
-        if len(self._work.data.sensors) > 1:
-            metrics[f"loss_{entry.batch.sensor}"] = result.loss
-        self._tracker.log(entry.step, metrics)
-        self._progress.advance(note=f"loss {result.loss:.4f}, lr {result.lr:.2e}")
-        return result.stop
-
-    def _measured(self, result: StepResult) -> dict[str, float]:
-        return {"loss": result.loss, "grad_norm": result.grad_norm, "lr": result.lr}
-
-    def _speed(self, flops: int) -> dict[str, float]:
-        asked, loaded, left = self._turn
-        # where the step is not left to run on, its time is what was waited for it
-        whole_s = (time.perf_counter() if asked == self._asked else left) - asked
-        found = {
-            "samples_per_s": self._work.config.batch.size / whole_s,
-            "data_wait_share": (loaded - asked) / whole_s,
-        }
-        counted = {
-            "flops_per_s": flops * self._work.world.size / whole_s,
-            "peak_share": flops / whole_s / self._peak,
-        }
-        return found | (counted if flops else {})
-
-
-def _require_counted(result: StepResult, config: RunConfig) -> None:
-    """Raise `ContractError` where nothing in a run's first batch counts: it would train on nothing, silently."""
-    if not result.counted:
-        raise ContractError(
-            f"no sample of the first batch from {config.data.names} counts: none has a label, or none has enough"
-            " valid pixels. Look at the set with preprocessing/show.py and verify.py."
-        )
-
-
 def _state(work: Work, step: int) -> State:
     config = work.config.model_dump(mode="json")
     return State(kind=work.kind, step=step, ranks=work.world.size, config=config, data=work.data)
@@ -333,8 +244,7 @@ def _end(work: Work, engine: Engine, tracker: Tracker, complete: bool) -> None:
     folder = work.config.folder
     told = f"interrupted; everything is saved in {folder}. The same command goes on."
     if complete:
-        told = work.finish(engine, tracker)
-        tracker.artifact(folder / "config.yaml")
+        told = work.finish(engine)
     tracker.finish(complete)
     if work.world.main:
         mark(folder, COMPLETE if complete else INTERRUPTED)

@@ -220,10 +220,12 @@ def _predicted(draw: Draw, hidden_BM: Tokens, valid_BN: NDArray[np.bool_]) -> To
 
 
 def _observe(draw: Draw, shown: Tokens, hidden: Tokens, predicted: Tokens) -> dict[str, float]:
-    """Measure how the shown, the hidden and the predicted differ in saliency."""
+    """Measure how many are hidden, and how the shown, the hidden and the predicted differ in saliency."""
     saliency_BN = np.tile(draw.saliency_BS, (1, draw.groups))
     quartile = np.quantile(saliency_BN, 0.75, axis=1, keepdims=True)
+    hidden_B, shown_B = (hidden >= 0).sum(1), (shown >= 0).sum(1)
     found = {
+        "mask_ratio": float((hidden_B / (hidden_B + shown_B)).mean()),
         "mask_lambda": draw.strength if draw.config.strategy == "saliency" else 0.0,
         "mask_saliency_shown": _mean_of(saliency_BN, shown),
         "mask_saliency_hidden": _mean_of(saliency_BN, hidden),

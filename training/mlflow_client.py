@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import logging
 import math
 import os
@@ -12,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import MissingInputError, MissingPackageError
+from training.identity import RunIdentity
 from training.journal import Line
 
 GROUP = "group"
 """Kind of a run that only holds others together."""
-_BATCH = 900  # MLflow takes 1 000 metrics a call
+# what MLflow takes in a call, and of a value
+_BATCH, _PARAMS, _LONGEST = 900, 100, 6000
 
 
 def tracker_errors() -> tuple[type[Exception], ...]:
@@ -139,15 +142,46 @@ def experiment_id(client: Any, uri: str, name: str, output: Path) -> str:
     return str(client.create_experiment(name, artifact_location=local))
 
 
-def group_id(client: Any, experiment: str, folder: Path) -> str:
-    """Return the id of the run that holds others together, which is made where it is not there."""
+def run_with_tag(client: Any, experiment: str, tag: str, value: str) -> str:
+    """Return the id of an experiment's run with a tag, or nothing."""
+    found = client.search_runs([experiment], filter_string=f"tags.`{tag}` = '{value}'", max_results=1)
+    return str(found[0].info.run_id) if found else ""
+
+
+def parent_id(client: Any, experiment: str, folder: Path) -> str:
+    """Return the id of the run that others stand below: that of a folder, or a group that is made in its place."""
     # by folder: a name may be given twice
-    asked = f"tags.kind = '{GROUP}' and tags.run_folder = '{folder}'"
-    found = client.search_runs([experiment], filter_string=asked, max_results=1)
+    place = str(folder.resolve())
+    found = run_with_tag(client, experiment, "run_folder", place)
     if found:
-        return str(found[0].info.run_id)
-    tags = {"kind": GROUP, "run_folder": str(folder)}
-    made = client.create_run(experiment, run_name=folder.name, tags=tags)
+        return found
+    made = client.create_run(experiment, run_name=folder.name, tags={"kind": GROUP, "run_folder": place})
     # it has no life of its own that could end
     client.set_terminated(made.info.run_id, status="FINISHED")
     return str(made.info.run_id)
+
+
+def describe(client: Any, run_id: str, identity: RunIdentity) -> None:
+    """Tell parameters and data of a run; what MLflow has already stays as it is."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag, Param
+
+    # parameters are immutable in MLflow: those of the life that made the run stand
+    known = client.get_run(run_id).data.params
+    params = [Param(k, str(v)[:_LONGEST]) for k, v in identity.parameters.items() if k not in known]
+    for start in range(0, len(params), _PARAMS):
+        client.log_batch(run_id, params=params[start : start + _PARAMS])
+    inputs = [
+        DatasetInput(
+            Dataset(
+                name=one.name,
+                digest=one.digest,
+                source_type="local" if "://" not in one.path else "http",
+                source=json.dumps({"uri": one.path} if "://" not in one.path else {"url": one.path}),
+                profile=json.dumps({"num_rows": one.samples}),
+            ),
+            [InputTag("mlflow.data.context", "training")],
+        )
+        for one in identity.sets
+    ]
+    if inputs:
+        client.log_inputs(run_id, inputs)

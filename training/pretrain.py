@@ -26,7 +26,6 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from pipeline.config import UserPath
 from pipeline.console import Command, run, say, table
 from pipeline.contract import DataContract
 from training import checkpoint, masking, panels, runs, stages
@@ -37,6 +36,7 @@ from training.engine import Engine
 from training.flops import step_flops
 from training.handover import Origin, Tables, hand_over
 from training.inputs import SensorInput
+from training.ledger import Effort
 from training.loop import Prepared, Span, train
 from training.masking import Choice, MaskingConfig
 from training.model import SpatialSpectralMAE, count_parameters
@@ -46,7 +46,6 @@ from training.sets import Part, open_families, run_data
 from training.stream import ShardStream
 from training.targets import picture
 from training.tokens import Layout, to_cubes
-from training.tracking import Tracker
 from training.world import World, to_device
 
 COMMAND = Command(
@@ -67,9 +66,6 @@ class PretrainConfig(runs.RunConfig):
     """The masked autoencoder."""
     masking: MaskingConfig = MaskingConfig()
     """What is hidden."""
-    init: UserPath | None = None
-    """Run or checkpoint folder of weights to start from; null starts from scratch. Optimiser and schedule begin
-    anew."""
     handover: Tables = "exact"
     """With `init`, what becomes of position tables of another size or of other bands: exact refuses them with the
     differences, interpolate takes them over, reinit begins them anew."""
@@ -165,7 +161,8 @@ class Pretraining:
         if self.config.model.spectral_sum_loss:
             counted.append(float(batch.valid_BS.sum()))
         flops = step_flops(self.config.model, self.inputs[batch.sensor].layout, choice)
-        return Prepared(self._losses(batch, choice, engine), tuple(counted), choice.observed, flops)
+        effort = Effort(int((choice.shown_BK >= 0).sum()), flops)
+        return Prepared(self._losses(batch, choice, engine), tuple(counted), choice.observed, effort)
 
     def _losses(self, batch: Batch, choice: Choice, engine: Engine) -> Iterator[Tensor]:
         for part in batch.micro_batches(self.stream.accumulation):
@@ -204,7 +201,7 @@ class Pretraining:
         ]
         return table(("what", "this run"), rows)
 
-    def finish(self, engine: Engine, tracker: Tracker) -> str:
+    def finish(self, engine: Engine) -> str:
         """Draw what was shown, predicted and there; say what to do next."""
         config = self.config
         for sensor in self.inputs if config.panel_images else ():
@@ -212,7 +209,7 @@ class Pretraining:
             path = config.folder / "panels" / f"{name}.png"
             rows = self._panel_rows(engine, sensor)
             if self.world.main:
-                tracker.artifact(panels.reconstruction(rows, path), "panels")
+                panels.reconstruction(rows, path)
         return (
             f"weights: {config.folder}/checkpoints\n"
             f"fine-tune: python training/finetune.py {' '.join(self._next_words())}\n"

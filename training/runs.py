@@ -2,6 +2,7 @@
 
 RUN/config.yaml      the resolved configuration
 RUN/plan.json        how many steps on how many ranks
+RUN/identity.json    what MLflow is told of it, and RUN/packages.txt what was installed
 RUN/journal.jsonl    every metric
 RUN/checkpoints/     see `training.checkpoint`
 RUN/panels/          pictures
@@ -12,13 +13,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-import platform
 import re
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -30,11 +28,13 @@ from pipeline.console import Command, say
 from pipeline.errors import EXIT_DONE, EXIT_INTERRUPTED, ConfigError, OutputError
 from pipeline.lock import locked
 from pipeline.manifest import write_atomically
+from training.checkpoint import RunData
 from training.data import BatchConfig, DataConfig
 from training.engine import EngineConfig
 from training.guards import COMPLETE, clear_marks
+from training.identity import DataSet, RunIdentity, run_of, tags
 from training.schedule import OptimiserConfig
-from training.tracking import RunIdentity, TrackingConfig
+from training.tracking import TrackingConfig
 from training.watch import GuardsConfig
 from training.world import World
 
@@ -55,6 +55,8 @@ class RunConfig(Config):
     """Folder that holds the runs, their MLflow database and artifacts."""
     seed: int = Field(default=0, ge=0)
     """Decides initial weights, order of samples, augmentation and masks."""
+    init: UserPath | None = None
+    """Run or checkpoint folder of weights to start from, optimiser and schedule anew; null starts from scratch."""
     resume: Literal["auto", "changed"] = "auto"
     """auto goes on from the newest checkpoint and refuses a changed configuration; changed allows it."""
     stop_at: int | None = Field(default=None, ge=1)
@@ -184,34 +186,29 @@ def _require_unchanged(before: dict[str, Any], config: RunConfig) -> None:
         )
 
 
-def identity(config: RunConfig, kind: str, extra: Mapping[str, object]) -> RunIdentity:
-    """Describe a run for MLflow: flat configuration, versions, commit."""
-    parameters = flatten(config.model_dump(mode="json")) | dict(extra)
-    tags = {"git_commit": git_commit(), "python": platform.python_version(), "code_version": __version__}
-    return RunIdentity(
-        config.folder, kind, parameters, tags | {f"version.{p}": _version(p) for p in ("torch", "deepspeed")}
-    )
+def identity(config: RunConfig, kind: str, data: RunData, extra: Mapping[str, object]) -> RunIdentity:
+    """Describe a run for MLflow: flat configuration, versions, commit, the sets it reads, what it belongs to."""
+    parameters = flatten(config.model_dump(mode="json")) | {"data_digest": data.digest} | dict(extra)
+    sets = tuple(DataSet(s.name, s.path, s.digest, s.samples) for s in data.sets)
+    entry = "training/pretrain.py" if kind == "pretrain" else "training/finetune.py"
+    return RunIdentity(config.folder, kind, parameters, tags(entry), sets, _parent(config))
+
+
+def _parent(config: RunConfig) -> Path | None:
+    """Return the folder of the run that this one is shown below."""
+    if config.tracking.parent:
+        return config.output / config.tracking.parent
+    if config.init is None:
+        return None
+    origin = run_of(config.init)
+    # weights may lie alone, without the run they are of
+    return (RunIdentity.of(origin).parent or origin) if (origin / "config.yaml").exists() else None
 
 
 def code_digests() -> dict[str, str]:
     """Return what identifies the code that runs, file by file."""
     files = (path for room in ("pipeline", "training") for path in sorted((ROOT / room).rglob("*.py")))
     return {str(p.relative_to(ROOT)): hashlib.sha256(p.read_bytes()).hexdigest()[:12] for p in files}
-
-
-def git_commit() -> str:
-    """Return the commit of the project's checkout, `unknown` outside of one."""
-    asked = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    return asked.stdout.strip() or "unknown"
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "absent"
 
 
 def tracker_hint(uri: str) -> str:

@@ -1,4 +1,4 @@
-"""A run's journal into MLflow, after a server that was away has come back: `python training/sync.py RUN ...`.
+"""A run into MLflow, its journal and its files, after a server that was away has come back: `python training/sync.py RUN ...`.
 
 What MLflow has already is not sent again, and what it has lost is sent whole: giving it twice changes nothing.
 """
@@ -6,7 +6,6 @@ What MLflow has already is not sent again, and what it has lost is sent whole: g
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,13 +14,14 @@ from typing import Any
 if not __package__:  # run by path: `python training/sync.py`
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from pipeline.config import flatten, read_yaml
+from pipeline.config import read_yaml
 from pipeline.console import run, say
 from pipeline.errors import EXIT_DONE, MissingInputError
 from pipeline.lock import locked
 from training import journal
 from training.guards import COMPLETE, INTERRUPTED
-from training.tracking import RunIdentity, TrackingConfig, send_all
+from training.identity import RunIdentity
+from training.tracking import TrackingConfig, send_all
 
 _EXAMPLES = """examples:
   python training/sync.py runs/pretrain
@@ -36,14 +36,12 @@ def sync(folder: Path) -> int:
     if not (folder / "config.yaml").exists():
         raise MissingInputError(f"{folder} is no run folder: it has no config.yaml.")
     tree: dict[str, Any] = read_yaml(folder / "config.yaml")
-    plan = folder / "plan.json"
-    kind = str(json.loads(plan.read_text())["kind"]) if plan.exists() else "?"
     config = TrackingConfig.model_validate(tree.get("tracking", {}))
     status = "KILLED" if (folder / INTERRUPTED).exists() else "FAILED"
     with locked(folder):  # its own life feeds MLflow itself
         last = max((line.step for line in journal.read(folder)), default=0)
         send_all(
-            RunIdentity(folder, kind, flatten(tree)),
+            RunIdentity.of(folder),
             config,
             last,
             "FINISHED" if (folder / COMPLETE).exists() else status,

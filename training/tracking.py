@@ -10,8 +10,8 @@ import json
 import os
 import queue
 import threading
+import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,9 +22,9 @@ from pipeline.console import LOG
 from pipeline.errors import MissingInputError
 from pipeline.manifest import write_atomically
 from training import journal, mlflow_client
+from training.identity import LINK, RunIdentity
 from training.journal import Journal
-
-_LINK = "mlflow.json"
+from training.machine import Sampler
 
 
 class TrackingConfig(Config):
@@ -35,7 +35,10 @@ class TrackingConfig(Config):
     uri: str | None = None
     """Tracking server; null takes MLFLOW_TRACKING_URI, or else a sqlite file in the output folder."""
     parent: str | None = None
-    """Run that this one is shown below in MLflow's pages, by name; it is made where it is not there."""
+    """Run that this one is shown below in MLflow's pages, by name; it is made where it is not there. Null takes the one
+    whose weights it starts from, or that one's own parent: stages and fine-tunes stand below one."""
+    system_metrics_s: float = Field(default=10.0, ge=0)
+    """Seconds between samples of processor, memory, disk, network and GPUs; 0 takes none."""
     close_timeout_s: float = Field(default=60.0, ge=0)
     """How long the end of a run waits for MLflow to take the rest; the journal keeps what it did not."""
 
@@ -46,19 +49,6 @@ class TrackingConfig(Config):
         )
 
 
-@dataclass(frozen=True)
-class RunIdentity:
-    """What MLflow is told about a run once."""
-
-    run: Path
-    """The run folder; its parent is the output folder and its name the run's."""
-    kind: str
-    """`pretrain` or a task's name."""
-    parameters: Mapping[str, object]
-    """Flat configuration."""
-    tags: Mapping[str, str] = field(default_factory=dict)
-
-
 class Tracker:
     """Journal and MLflow of one run; use as a context manager, on rank 0 (elsewhere it does nothing)."""
 
@@ -66,23 +56,27 @@ class Tracker:
         self.identity, self.config, self.active = identity, config, active
         self._status = "FAILED"
         if active:
+            identity.keep()
             self._journal = Journal(identity.run, resumed_at)
             self._feeder = _Feeder(identity, config)
+            self._sampler = Sampler(identity.run, config.system_metrics_s)
 
     def __enter__(self) -> Self:
         if self.active:
             self._feeder.start()
+            self._sampler.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         if self.active:
+            self._sampler.close()
             self._journal.close()
             self._feeder.close(self._status)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Record the metrics of a step; no network, no database."""
+        """Record the metrics of a step, and what the machine did since the last; no network, no database."""
         if self.active:
-            self._journal.append(step, metrics)
+            self._journal.append(step, {**metrics, **self._sampler.take()})
 
     def commit(self, step: int) -> None:
         """Let MLflow have everything up to `step`: a checkpoint holds it, so no resume will rewind it."""
@@ -90,18 +84,16 @@ class Tracker:
         if self.active:
             self._feeder.put(lambda feeder: feeder.send_up_to(step))
 
-    def artifact(self, path: Path, folder: str = "") -> None:
-        """Hand a file to MLflow."""
-        if self.active:
-            self._feeder.put(lambda feeder: feeder.send_file(path, folder))
-
     def finish(self, complete: bool) -> None:
         """Say how the run ended; without it an exit counts as failed."""
         self._status = "FINISHED" if complete else "KILLED"
 
 
 class _Feeder(threading.Thread):
-    """Sends to MLflow, one thing after the other; problems are told once and cost nothing else."""
+    """Sends to MLflow, one thing after the other; a problem is told once and costs nothing else.
+
+    Where MLflow does not answer, the next checkpoint tries again: what it lacks is read from the run folder.
+    """
 
     def __init__(self, identity: RunIdentity, config: TrackingConfig) -> None:
         super().__init__(name="mlflow-feeder", daemon=True)
@@ -109,7 +101,10 @@ class _Feeder(threading.Thread):
         self.uri = config.resolve(identity.run.parent)
         self._jobs: queue.Queue[Callable[[_Feeder], None] | None] = queue.Queue()
         self._client: Any = None
-        self._run_id, self._sent = "", -1
+        self._run_id, self._sent, self._key = "", -1, ""
+        self._described = False
+        self._had: dict[Path, tuple[int, int]] = {}
+        self._told = ""
 
     def put(self, job: Callable[[_Feeder], None]) -> None:
         """Queue a job."""
@@ -129,87 +124,120 @@ class _Feeder(threading.Thread):
 
     def run(self) -> None:
         """Work through the queue."""
-        self._guarded(_Feeder.open_run)
+        self._guarded(_Feeder.describe)
         while (job := self._jobs.get()) is not None:
             self._guarded(job)
 
     def _guarded(self, job: Callable[[_Feeder], None]) -> None:
         try:
-            if self._client is None and job is not _Feeder.open_run:
-                return
             job(self)
+            self._told = ""
         except mlflow_client.all_errors() as error:
-            LOG.warning(
-                "not recorded in MLflow at %s: %s. The journal in %s is complete.",
-                self.uri,
-                (str(error) or type(error).__name__).splitlines()[0].rstrip("."),
-                self.identity.run,
-            )
+            problem = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+            if problem != self._told:
+                self._told = problem
+                LOG.warning(
+                    "not recorded in MLflow at %s: %s. The journal in %s is complete.",
+                    self.uri,
+                    problem,
+                    self.identity.run,
+                )
 
     def open_run(self) -> None:
-        """Create the MLflow run, or go on with the one this folder had at this address.
+        """Create the MLflow run, or go on with the one this folder had at this address; once.
 
         A run that MLflow no longer has is made anew, and gets everything from the journal.
         """
+        if self._client is not None:
+            return
         client = mlflow_client.connect(self.uri)
         # the folder remembers its MLflow run: names are not unique there
-        link = self.identity.run / _LINK
+        link = self.identity.run / LINK
         known = json.loads(link.read_text()) if link.exists() else {}
-        if known.get("uri") == self.uri and mlflow_client.has_run(client, known["run_id"]):
+        self._key = known.get("key") or uuid.uuid4().hex
+        here = known.get("uri") == self.uri and known.get("run_id")
+        if here and mlflow_client.has_run(client, known["run_id"]):
             self._run_id, self._sent = known["run_id"], known["sent"]
-            client.update_run(self._run_id, status="RUNNING")
         else:
-            self._run_id = self._create(client)
+            # before the run is made: a life that is killed in between finds it again by its key
+            self._remember()
+            self._run_id = self._created(client)
+        client.update_run(self._run_id, status="RUNNING")
         self._client = client
         self._remember()
 
-    def _create(self, client: Any) -> str:
-        experiment = mlflow_client.experiment_id(
-            client, self.uri, self.config.experiment, self.identity.run.parent
-        )
-        tags = {"kind": self.identity.kind, "run_folder": str(self.identity.run), **self.identity.tags}
-        if self.config.parent:
-            tags["mlflow.parentRunId"] = mlflow_client.group_id(
-                client, experiment, self.identity.run.parent / self.config.parent
-            )
-        run = client.create_run(experiment, run_name=self.identity.run.name, tags=tags)
-        for key, value in self.identity.parameters.items():
-            # parameters are immutable in MLflow, so they are written once, by the life that makes the run
-            client.log_param(run.info.run_id, key, str(value)[:6000])
-        return str(run.info.run_id)
+    def _created(self, client: Any) -> str:
+        run, output = self.identity.run, self.identity.run.parent
+        experiment = mlflow_client.experiment_id(client, self.uri, self.config.experiment, output)
+        found = mlflow_client.run_with_tag(client, experiment, "run_key", self._key)
+        if found:
+            return found
+        tags = {"kind": self.identity.kind, "run_folder": str(run.resolve()), "run_key": self._key}
+        if self.identity.parent:
+            tags["mlflow.parentRunId"] = mlflow_client.parent_id(client, experiment, self.identity.parent)
+        made = client.create_run(experiment, run_name=run.name, tags=tags | dict(self.identity.tags))
+        return str(made.info.run_id)
+
+    def describe(self) -> None:
+        """Send what the run is: parameters, data, files; once a life."""
+        self.open_run()
+        if not self._described:
+            mlflow_client.describe(self._client, self._run_id, self.identity)
+            self._send_files()
+            self._described = True
 
     def send_up_to(self, step: int) -> None:
-        """Send the journal's lines past the last one sent, up to `step`."""
+        """Send the journal's lines past the last one sent, up to `step`, and the newest checkpoint's manifest."""
+        self.describe()
         lines = [x for x in journal.read(self.identity.run) if self._sent < x.step <= step]
         # sent again after a kill between here and _remember: the same values at the same steps
         mlflow_client.send_metrics(self._client, self._run_id, lines)
         self._sent = max(step, self._sent)
         self._remember()
+        saved = self.identity.checkpoint()
+        if saved:
+            self._client.log_dict(self._run_id, saved, "checkpoint/manifest.json")
 
-    def send_file(self, path: Path, folder: str) -> None:
-        """Send a file."""
-        self._client.log_artifact(self._run_id, str(path), folder or None)
+    def _send_files(self) -> None:
+        """Send the files of the run folder that are new or changed since the last time."""
+        for path, folder in self.identity.files():
+            state = path.stat()
+            if self._had.get(path) != (state.st_mtime_ns, state.st_size):
+                self._client.log_artifact(self._run_id, str(path), folder or None)
+                self._had[path] = (state.st_mtime_ns, state.st_size)
 
     def end(self, status: str) -> None:
-        """Close the MLflow run."""
+        """Send what the end has left, and close the MLflow run."""
+        self.describe()
+        self._send_files()
         self._client.set_terminated(self._run_id, status=status)
 
     def _remember(self) -> None:
-        record = {"uri": self.uri, "run_id": self._run_id, "sent": self._sent}
-        write_atomically(self.identity.run / _LINK, json.dumps(record).encode())
+        record = {"uri": self.uri, "run_id": self._run_id, "sent": self._sent, "key": self._key}
+        write_atomically(self.identity.run / LINK, json.dumps(record).encode())
 
 
 def send_all(identity: RunIdentity, config: TrackingConfig, step: int, status: str) -> None:
-    """Let MLflow have the journal up to `step` now, and wait for it; `status` is how the run ended.
+    """Let MLflow have what a run is and its journal up to `step` now, and wait for it; `status` is how it ended.
 
     Raises what `connect` raises.
     """
     feeder = _Feeder(identity, config)
     try:
-        feeder.open_run()
         feeder.send_up_to(step)
         feeder.end(status)
     except mlflow_client.tracker_errors() as error:
         raise MissingInputError(
             f"MLflow at {feeder.uri} did not take it ({mlflow_client.first_cause(error)})."
         ) from error
+
+
+def recorded_as(run: Path, uri: str) -> str:
+    """Return the id that a run has at an address; raises `MissingInputError` where it was never recorded there."""
+    link = run / LINK
+    known = json.loads(link.read_text()) if link.exists() else {}
+    if known.get("uri") != uri or not known.get("run_id"):
+        raise MissingInputError(
+            f"{run} is not recorded in MLflow at {uri}. Run `python training/sync.py {run}` first."
+        )
+    return str(known["run_id"])
