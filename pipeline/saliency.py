@@ -91,14 +91,27 @@ def _ranks(values: NDArray[np.floating]) -> NDArray[np.float64]:
     """Rank each row to [0, 1], ties averaged."""
     order = np.argsort(values, axis=-1)
     ordered = np.take_along_axis(values, order, -1)
-    places = np.broadcast_to(np.arange(values.shape[-1]), values.shape)
-    begins = np.ones(values.shape, bool)
+    tied = (ordered[..., 1:] == ordered[..., :-1]).any(-1)
+    places = np.broadcast_to(np.arange(values.shape[-1], dtype=np.float64), values.shape)
+    if tied.any():
+        # few rows: equal numbers are rare where pixels were counted
+        places = places.copy()
+        places[tied] = _shared_places(ordered[tied])
+    ranks = np.empty(values.shape)
+    np.put_along_axis(ranks, order, places, -1)
+    scaled: NDArray[np.float64] = ranks / max(values.shape[-1] - 1, 1)
+    return scaled
+
+
+def _shared_places(ordered: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Return the place of each number of sorted rows, equal ones at the mean of theirs: else the order of pixels
+    would decide.
+    """
+    places = np.broadcast_to(np.arange(ordered.shape[-1]), ordered.shape)
+    begins = np.ones(ordered.shape, bool)
     begins[..., 1:] = ordered[..., 1:] != ordered[..., :-1]
     ends = np.roll(begins, -1, -1)
     first = np.maximum.accumulate(np.where(begins, places, 0), -1)
     last = np.minimum.accumulate(np.where(ends, places, places.shape[-1])[..., ::-1], -1)[..., ::-1]
-    ranks = np.empty(values.shape)
-    # tied values share their mean rank, else the order of pixels would decide
-    np.put_along_axis(ranks, order, (first + last) / 2, -1)
-    scaled: NDArray[np.float64] = ranks / max(values.shape[-1] - 1, 1)
-    return scaled
+    shared: NDArray[np.float64] = (first + last) / 2
+    return shared

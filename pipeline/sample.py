@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -42,6 +43,12 @@ KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,80}")
 NO_CLASS = 255
 """Class number of a pixel that has no class."""
 
+_ALWAYS = ("pixels.npy.blosc", "mask.npy.blosc", "cells.npy.blosc")
+_AFTER = "after.npy.blosc"
+HEADER_BYTES = 128
+"""Bytes before the numbers of a .npy file of up to a dozen axes."""
+_SMALL = 512
+"""Bytes of members that are worth remembering: masks of tiles that are clear throughout."""
 _KINDS = (np.dtype(np.int16), np.dtype(np.uint8), np.dtype(np.float32))
 Codec = Literal["lz4", "zstd"]
 Members = Mapping[str, bytes | memoryview]
@@ -154,8 +161,8 @@ def decode(key: str, members: Members, where: str, scratch: Scratch | None = Non
     array its own memory. Raises `CorruptDataError` naming shard, key and member for anything missing, truncated or
     misshapen.
     """
-    names = ("pixels", "mask", "cells", *(("after",) if "after.npy.blosc" in members else ()))
-    arrays = {n: _array(members, f"{n}.npy.blosc", key, where, scratch) for n in names}
+    pixels, mask, cells = (_array(members, name, key, where, scratch) for name in _ALWAYS)
+    after = _array(members, _AFTER, key, where, scratch) if _AFTER in members else None
     text = _member(members, "json", key, where)
     try:
         info = {} if scratch else json.loads(bytes(text))
@@ -163,7 +170,7 @@ def decode(key: str, members: Members, where: str, scratch: Scratch | None = Non
         raise CorruptDataError(
             f"{where}: json of {key} cannot be read ({error}). Make this shard again."
         ) from error
-    sample = Sample(key, **arrays, info=info, label=decode_label(key, members, where))
+    sample = Sample(key, pixels, mask, cells, info, decode_label(key, members, where), after)
     _check_shapes(sample, where)
     return sample
 
@@ -193,7 +200,11 @@ def _member(members: Members, name: str, key: str, where: str) -> bytes | memory
 def _array(members: Members, name: str, key: str, where: str, scratch: Scratch | None = None) -> NDArray[Any]:
     data = _member(members, name, key, where)
     try:
-        return decode_array(data, scratch.room(name, _plain_size(data)) if scratch else None)
+        if scratch is None:
+            return decode_array(data)
+        if len(data) <= _SMALL:
+            return _remembered(bytes(data))
+        return decode_array(data, scratch.room(name, _plain_size(data)))
     except (ValueError, RuntimeError, EOFError) as error:
         raise CorruptDataError(
             f"{where}: {key}.{name} cannot be decoded ({error}). Make this shard again."
@@ -208,9 +219,18 @@ def decode_array(data: bytes | memoryview, room: NDArray[np.uint8] | None = None
     """
     plain = np.empty(_plain_size(data), np.uint8) if room is None else room
     blosc.decompress(data, plain)
-    start = 10 + int.from_bytes(plain[8:10].tobytes(), "little")
-    kind, shape = _described(plain[:start].tobytes())
-    return plain[start:].view(kind).reshape(shape)
+    kind, shape, size = _described(plain[:HEADER_BYTES].tobytes())
+    if size != len(plain):
+        raise ValueError(f"{len(plain)} bytes where its header tells of {size}")
+    return np.ndarray(shape, kind, plain, HEADER_BYTES)
+
+
+@lru_cache(maxsize=64)
+def _remembered(data: bytes) -> NDArray[Any]:
+    """Return what `decode_array` does, read-only: the masks of most tiles are the same, of nothing but clear pixels."""
+    array = decode_array(data)
+    array.flags.writeable = False
+    return array
 
 
 def _plain_size(data: bytes | memoryview) -> int:
@@ -221,16 +241,18 @@ def _plain_size(data: bytes | memoryview) -> int:
 
 
 @lru_cache(maxsize=64)
-def _described(header: bytes) -> tuple[np.dtype[Any], tuple[int, ...]]:
-    """Return what `_npy_header` states: parsing it takes longer than decompressing a small array."""
+def _described(header: bytes) -> tuple[np.dtype[Any], tuple[int, ...], int]:
+    """Return dtype and shape that `_npy_header` states, and the bytes of the whole: parsing it takes longer than
+    decompressing a small array.
+    """
     stream = io.BytesIO(header)
     if npy_format.read_magic(stream) != (1, 0):
         raise ValueError("no .npy of version 1.0, as shards hold them")
     shape, by_columns, kind = npy_format.read_array_header_1_0(stream)
     # no pickles: shards come from anywhere, and a pickle can run code
-    if by_columns or kind.hasobject:
+    if by_columns or kind.hasobject or stream.tell() != HEADER_BYTES:
         raise ValueError(f"an array of {kind}, as no shard holds one")
-    return kind, shape
+    return kind, shape, HEADER_BYTES + math.prod(shape) * kind.itemsize
 
 
 def _check_shapes(sample: Sample, where: str) -> None:

@@ -239,6 +239,11 @@ class Turn:
     """Whether left and right change places."""
 
     @property
+    def as_stored(self) -> bool:
+        """Whether a crop of the whole changes nothing."""
+        return not self.quarters and not self.flip
+
+    @property
     def steps(self) -> tuple[slice, slice]:
         """The directions in which y and x are gone through, before they change places in an odd quarter turn."""
         back = self.quarters in (2, 3), self.flip != (self.quarters in (1, 2))

@@ -84,8 +84,8 @@ class ShardReader:
         shard, offsets = self.shards[place], self._offsets(place)
         members = offsets.members(row)
         # the members of a sample lie one after the other: one read, their headers with them
-        first = min(offset for offset, _ in members.values())
-        size = max(offset + size for offset, size in members.values()) - first
+        first, (last, length) = min(members.values())[0], max(members.values())
+        size = last + length - first
         buffer = (scratch or Scratch()).room("stored", size).data
         if os.preadv(self._descriptor(shard), [buffer], first) != size:
             raise CorruptDataError(

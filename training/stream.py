@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pipeline.errors import PipelineError
 from pipeline.sample import Sample, Scratch
-from training.collation import Room, Slot, collate
+from training.collation import Room, Rows, Slot, collate
 from training.data import PATIENCE_S, Batch, BatchConfig, Turn, View, draw_ids, draw_turns, look
 from training.order import Draws, Offer, Order
 from training.sets import Part
@@ -72,8 +72,12 @@ class ShardStream(Dataset[Batch]):
         places = list(zip(drawn.source.tolist(), drawn.sample.tolist(), strict=True))
         ids = draw_ids([sources[s].key(number) for s, number in places], visits)
         turns = zip(places, draw_turns(view, ids, epoch), strict=True)
-        looked = (look(sources[s].read(number, self._scratch), view, turn) for (s, number), turn in turns)
-        return collate(Slot(step, epoch, self._room), looked, view, ids)
+        rows = Rows(len(ids), self._room, self._scratch)
+        looked = (
+            look(sources[s].read(number, rows if turn.as_stored else self._scratch), view, turn)
+            for (s, number), turn in turns
+        )
+        return collate(Slot(step, epoch, rows), looked, view, ids)
 
     def shards(self, step: int) -> list[str]:
         """Return the shards that this rank's samples of a step lie in."""

@@ -14,7 +14,8 @@ import torch
 
 from pipeline.config import parse_yaml
 from pipeline.errors import ConfigError, CorruptDataError
-from training.data import Batch, BatchConfig, DataConfig, draw_id, make_view
+from training.collation import Slot, collate
+from training.data import Batch, BatchConfig, DataConfig, draw_id, draw_turns, look, make_view
 from training.reader import ShardReader
 from training.sets import Part, open_families
 from training.stream import Pass, ShardStream
@@ -107,6 +108,26 @@ def test_t18_fewer_shards_than_ranks_and_workers_give_every_rank_as_much(
 def test_a_batch_that_does_not_divide_is_refused(shards: Path) -> None:
     with pytest.raises(ConfigError, match=r"batch\.size 8 is no multiple of batch\.micro 3"):
         stream(shards, micro=3)
+
+
+@pytest.mark.parametrize("augment", [False, True])
+def test_samples_decoded_where_they_lie_in_the_batch_are_as_read_one_by_one(
+    shards: Path, augment: bool
+) -> None:
+    (part,) = parts(shards, image_px=48, augment=augment)
+    made, (reader,) = ShardStream([part], BatchConfig(size=20), ALONE), part.family.sources[0].readers
+    # held, so that the second batch may not lie in the memory of the first
+    batches = [made[step] for step in range(2)]
+    turns_of = [draw_turns(part.view, batch.ids, batch.epoch) for batch in batches]
+    as_stored = sum(turn.as_stored for turns in turns_of for turn in turns)
+    assert 0 < as_stored < 12 if augment else as_stored == 40
+    for batch, turns in zip(batches, turns_of, strict=True):
+        numbers = [int(key.removeprefix("tile_")) for key in batch.keys]
+        looked = [look(reader.read(n), part.view, t) for n, t in zip(numbers, turns, strict=True)]
+        alone = collate(Slot(), looked, part.view, batch.ids)
+        assert torch.equal(batch.image_BCHW, alone.image_BCHW)
+        assert (batch.valid_BS == alone.valid_BS).all()
+        assert (batch.saliency_BS == alone.saliency_BS).all()
 
 
 def test_loader_processes_change_nothing(mixed: list[object]) -> None:
