@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 
 from pipeline import reference
-from pipeline.config import Config
+from pipeline.config import Config, load
 from pipeline.contract import DataContract
 from pipeline.manifest import Manifest
 from pipeline.sample import Flag, Sample, encode
+from preprocessing.settings import ShardConfig
 from tests.pages import ROOT, blocks, pages
 from training.checkpoint import State
+from training.finetune import FinetuneConfig
+from training.predict import PredictConfig
+from training.pretrain import PretrainConfig
 
 PAGES = pages()
 
@@ -37,8 +43,10 @@ def docs() -> ModuleType:
     return maker()
 
 
-def test_the_configuration_page_is_what_the_models_say(docs: ModuleType) -> None:
+def test_what_is_made_from_the_code_is_up_to_date(docs: ModuleType) -> None:
     assert PAGES[docs.PAGE] == docs.configuration(), "run make docs"
+    for page, parts in docs.PARTS.items():
+        assert PAGES[page] == docs.with_parts(PAGES[page], parts), "run make docs"
 
 
 def anchors(text: str) -> set[str]:
@@ -135,3 +143,64 @@ def test_the_specification_of_a_shard_is_what_is_written() -> None:
     written = {suffix for label in labels for suffix in encode(replace(one, label=label))}
     assert set(first_column(PAGES["docs/formats.md"], "## Shard")) == written
     assert first_column(PAGES["docs/formats.md"], "### Mask") == [str(int(flag)) for flag in Flag]
+
+
+def test_every_fault_is_listed_with_tests_that_carry_its_number() -> None:
+    rows = re.findall(r"^\| ([TP]\d\d) \|.*\| ([^|]+) \|$", PAGES["docs/faults.md"], flags=re.MULTILINE)
+    assert [name for name, _ in rows] == [f"T{n:02}" for n in range(1, 23)] + [
+        f"P{n:02}" for n in range(1, 20)
+    ]
+    for name, files in rows:
+        for file in re.findall(r"`([^`]+)`", files):
+            assert re.search(rf"^def test_(\w+_)?{name.lower()}_", (ROOT / file).read_text(), re.MULTILINE), (
+                name,
+                file,
+            )
+
+
+ENTRIES = {
+    "pretrain": PretrainConfig,
+    "finetune": FinetuneConfig,
+    "predict": PredictConfig,
+    "shard": ShardConfig,
+}
+
+
+def inline_commands(text: str) -> Iterator[str]:
+    """Yield the commands that a page writes within a line: the blocks' are run."""
+    quoted = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE))
+    yield from (piece for piece in quoted if re.match(r"(python|bash|sbatch|make) \S", piece))
+
+
+def entry_of(words: list[str]) -> str:
+    """Return the file that a command starts; the words before it are options of sbatch."""
+    (found,) = (word for word in words if re.search(r"\.(py|sh)$", word))
+    return found
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if any(inline_commands(PAGES[page]))])
+def test_commands_within_lines_could_be_given(page: str) -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    for command in inline_commands(PAGES[page]):
+        program, *words = shlex.split(command)
+        if program == "make":
+            assert words[0] in targets, command
+        elif words[0] not in ("-m", "-c"):
+            entry = entry_of(words)
+            assert (ROOT / entry).exists(), command
+            configures(entry, words[words.index(entry) + 1 :])
+
+
+def configures(entry: str, words: list[str]) -> None:
+    """Load the configuration that a command gives, where it gives a whole one."""
+    kind = Path(entry).stem
+    given = [word for word in words if not word.startswith("-")]
+    if kind in ENTRIES and not any(word.isupper() for word in given):
+        files = [ROOT / word for word in given if word.endswith(".yaml")]
+        path = files[0] if files else ROOT / f"configs/{kind}/default.yaml"
+        load(ENTRIES[kind], path, [word for word in given if "=" in word])
+
+
+def test_the_two_commands_that_the_walk_leaves_out_are_run_by_ci() -> None:
+    steps = (ROOT / ".ci/run").read_text()
+    assert all(f" {command}\n" in steps for command in ("make test", "make check"))
