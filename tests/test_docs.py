@@ -204,3 +204,22 @@ def configures(entry: str, words: list[str]) -> None:
 def test_the_two_commands_that_the_walk_leaves_out_are_run_by_ci() -> None:
     steps = (ROOT / ".ci/run").read_text()
     assert all(f" {command}\n" in steps for command in ("make test", "make check"))
+
+
+ENTRY_FILES = sorted(
+    str(path.relative_to(ROOT))
+    for room in ("preprocessing", "training")
+    for path in (ROOT / room).glob("*.py")
+    if '__name__ == "__main__"' in path.read_text()
+)
+
+
+@pytest.mark.parametrize("entry", ENTRY_FILES)
+def test_every_entry_has_examples_in_its_help_that_could_be_given(entry: str) -> None:
+    text = (ROOT / entry).read_text()
+    # the docstring says how it is called; what --help shows stands in a text of its own
+    shown = text.split('"""', 2)[2]
+    examples = re.findall(rf"python {re.escape(entry)}\b([^\"\n\\]*)", shown)
+    assert examples, f"{entry} has no example under --help"
+    for example in examples:
+        configures(entry, shlex.split(example))
