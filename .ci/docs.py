@@ -26,6 +26,7 @@ from training.names import METRICS
 from training.predict import PredictConfig
 from training.pretrain import PretrainConfig
 from training.runs import RunConfig
+from training.study import StudyConfig
 from training.tokens import Layout
 
 PAGE = "docs/configuration.md"
@@ -50,6 +51,11 @@ SECTIONS = {
         "`python training/finetune.py`, YAML in `configs/finetune/`: the keys of every training, and these.",
         FinetuneConfig,
         RunConfig,
+    ),
+    "Study": (
+        "`python training/study.py`, YAML in `configs/ablation/`: rows that differ, several seeds each.",
+        StudyConfig,
+        None,
     ),
     "Prediction": ("`python training/predict.py`, YAML in `configs/predict/`.", PredictConfig, None),
 }
