@@ -17,7 +17,7 @@
    standard_indices contributions codestream        backbones resnet upernet windows mixing
    simulation/* footprints                          offsets storage remote collation budget probing
                                                     memory zero mlflow_client identity
-                                                    ledger machine names
+                                                    ledger machine names seeds curves page
                       └────────────┬─────────────────────┘
    pipeline/   histogram -> manifest -> contract -> sample ; saliency ; indices -> formulas
                sensors ; keys ; lock -> console -> config -> reference ; errors

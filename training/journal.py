@@ -65,6 +65,19 @@ def _ends_within_a_line(path: Path) -> bool:
         return stream.read(1) != b"\n"
 
 
+def began_s(run: Path) -> float | None:
+    """Return when a run's first life began, in seconds since the epoch; None without a journal."""
+    path = run / NAME
+    if not path.exists():
+        return None
+    with path.open(encoding="utf-8") as stream:
+        first = stream.readline()
+    try:
+        return float(json.loads(first)["time_s"])
+    except (json.JSONDecodeError, KeyError):
+        return None
+
+
 def read(run: Path) -> list[Line]:
     """Return the lines that count, in order: those of later lives in place of what they rewound.
 

@@ -15,9 +15,29 @@ from typing import Any
 from pipeline.errors import MissingInputError, MissingPackageError
 from training.identity import RunIdentity
 from training.journal import Line
+from training.names import COMPARED, COMPARED_BY
 
 GROUP = "group"
 """Kind of a run that only holds others together."""
+VIEW = "comparison"
+"""Key of the saved view: `viewStateShareKey=comparison` in an address, Comparison in the list of views."""
+_COLUMNS = [
+    *(f"attributes.`{name}`" for name in ("Dataset",)),
+    *(f"params.`{name}`" for name in COMPARED_BY),
+    *(f"metrics.`{name}`" for name in COMPARED),
+]
+_VIEW = {
+    # the pages of MLflow put traces of language models first otherwise
+    "mlflow.experimentKind": "custom_model_development",
+    f"mlflow.sharedViewState.{VIEW}": json.dumps(
+        {
+            "name": VIEW.capitalize(),
+            "createdAt": 0,
+            "updatedAt": 0,
+            "state": json.dumps({"selectedColumns": _COLUMNS}),
+        }
+    ),
+}
 # what MLflow takes in a call, and of a value
 _BATCH, _PARAMS, _LONGEST = 900, 100, 6000
 
@@ -53,6 +73,7 @@ def connect(uri: str, retries: int = 2, timeout_s: int = 20) -> Any:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", str(retries))
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(timeout_s))
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     try:
         # several first runs at once would each try to create the tables
         with _locked(uri) as database:
@@ -133,13 +154,17 @@ def send_metrics(client: Any, run_id: str, lines: Sequence[Line]) -> None:
 
 
 def experiment_id(client: Any, uri: str, name: str, output: Path) -> str:
-    """Return the id of an experiment, which is made where it is not there."""
+    """Return the id of an experiment, which is made where it is not there; its pages get a view to compare by."""
     found = client.get_experiment_by_name(name)
-    if found is not None:
-        return str(found.experiment_id)
-    # MLflow would put artifacts below the working directory
-    local = (output.resolve() / "mlartifacts").as_uri() if uri.startswith("sqlite:") else None
-    return str(client.create_experiment(name, artifact_location=local))
+    if found is None:
+        # MLflow would put artifacts below the working directory
+        local = (output.resolve() / "mlartifacts").as_uri() if uri.startswith("sqlite:") else None
+        found = client.get_experiment(client.create_experiment(name, artifact_location=local))
+    for key, value in _VIEW.items():
+        # changed in MLflow's pages, it stays so
+        if key not in found.tags:
+            client.set_experiment_tag(found.experiment_id, key, value)
+    return str(found.experiment_id)
 
 
 def run_with_tag(client: Any, experiment: str, tag: str, value: str) -> str:

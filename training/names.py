@@ -39,6 +39,11 @@ _MADE = {
 SCORES = ("accuracy", "f1", "iou", "map")
 """Ends of the names of the scores that are shown beside the loss, whatever split they are of."""
 
+COMPARED = ("loss", "val_accuracy", "val_macro_f1", "val_miou", "samples_per_s", "peak_share")
+"""What MLflow's list of runs shows of each at first."""
+COMPARED_BY = ("seed", "masking.strategy", "masking.ratio", "model.size", "mode", "init", "fraction")
+"""And the parameters beside them."""
+
 
 def meaning(name: str) -> str | None:
     """Return what a metric says, or None for a name that no run gives."""

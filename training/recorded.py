@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ class RecordedRun:
     """MLflow's word: RUNNING, FINISHED, KILLED (interrupted and saved) or FAILED."""
     duration_s: float
     """From the first life's start to the last one's end; 0 while running."""
+    folder: str
+    """The run folder."""
     parameters: dict[str, str]
     metrics: dict[str, float]
     """Last value of each metric."""
@@ -34,6 +37,7 @@ class RecordedRun:
 def read_runs(uri: str, experiment: str, curves: Sequence[str]) -> list[RecordedRun]:
     """Read all runs of an experiment, oldest first, with the named metrics' histories.
 
+    A `*` among them takes all but the machine's.
     Raises `MissingInputError` where nothing answers, within seconds, or where there is no such experiment.
     """
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
@@ -51,15 +55,29 @@ def read_runs(uri: str, experiment: str, curves: Sequence[str]) -> list[Recorded
 
 def _recorded(client: Any, run: Any, curves: Sequence[str]) -> RecordedRun:
     info, data = run.info, run.data
-    wanted = [name for name in curves if name in data.metrics]
+    every = [m for m in data.metrics if not m.startswith("system/")] if "*" in curves else ()
+    wanted = [name for name in dict.fromkeys((*curves, *every)) if name in data.metrics]
     histories = {name: client.get_metric_history(info.run_id, name) for name in wanted}
     return RecordedRun(
         id=info.run_id,
         name=info.run_name,
         kind=data.tags.get("kind", "?"),
+        folder=data.tags.get("run_folder", ""),
         status=info.status,
         duration_s=((info.end_time or info.start_time) - info.start_time) / 1000,
         parameters=dict(data.params),
         metrics=dict(data.metrics),
         curves={name: sorted((p.step, p.value) for p in points) for name, points in histories.items()},
     )
+
+
+def read_panels(uri: str, runs: Sequence[RecordedRun]) -> dict[str, dict[str, bytes]]:
+    """Return the pictures of runs, by panel and then by the name of the run."""
+    client = connect(uri, retries=0, timeout_s=10)
+    found: dict[str, dict[str, bytes]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for run in runs:
+            for panel in client.list_artifacts(run.id, "panels"):
+                path = Path(client.download_artifacts(run.id, panel.path, folder))
+                found.setdefault(path.stem, {})[run.name] = path.read_bytes()
+    return found

@@ -10,6 +10,7 @@ import json
 import os
 import queue
 import threading
+import time
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -112,7 +113,8 @@ class _Feeder(threading.Thread):
 
     def close(self, status: str) -> None:
         """Queue the end and wait for it, for a bounded time."""
-        self.put(lambda feeder: feeder.end(status))
+        ended_s = time.time()
+        self.put(lambda feeder: feeder.end(status, ended_s))
         self._jobs.put(None)
         self.join(self.config.close_timeout_s)
         if self.is_alive():
@@ -175,7 +177,9 @@ class _Feeder(threading.Thread):
         tags = {"kind": self.identity.kind, "run_folder": str(run.resolve()), "run_key": self._key}
         if self.identity.parent:
             tags["mlflow.parentRunId"] = mlflow_client.parent_id(client, experiment, self.identity.parent)
-        made = client.create_run(experiment, run_name=run.name, tags=tags | dict(self.identity.tags))
+        began_s = journal.began_s(run) or time.time()
+        named = {"run_name": run.name, "start_time": int(began_s * 1000)}
+        made = client.create_run(experiment, tags=tags | dict(self.identity.tags), **named)
         return str(made.info.run_id)
 
     def describe(self) -> None:
@@ -206,11 +210,11 @@ class _Feeder(threading.Thread):
                 self._client.log_artifact(self._run_id, str(path), folder or None)
                 self._had[path] = (state.st_mtime_ns, state.st_size)
 
-    def end(self, status: str) -> None:
-        """Send what the end has left, and close the MLflow run."""
+    def end(self, status: str, at_s: float) -> None:
+        """Send what the end at a time has left, and close the MLflow run."""
         self.describe()
         self._send_files()
-        self._client.set_terminated(self._run_id, status=status)
+        self._client.set_terminated(self._run_id, status=status, end_time=int(at_s * 1000))
 
     def _remember(self) -> None:
         record = {"uri": self.uri, "run_id": self._run_id, "sent": self._sent, "key": self._key}
@@ -225,7 +229,7 @@ def send_all(identity: RunIdentity, config: TrackingConfig, step: int, status: s
     feeder = _Feeder(identity, config)
     try:
         feeder.send_up_to(step)
-        feeder.end(status)
+        feeder.end(status, max((x.time_s for x in journal.read(identity.run)), default=time.time()))
     except mlflow_client.tracker_errors() as error:
         raise MissingInputError(
             f"MLflow at {feeder.uri} did not take it ({mlflow_client.first_cause(error)})."
