@@ -94,7 +94,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(project: Path, *words: str) -> str:
     done = subprocess.run(
         [sys.executable, *words], cwd=project, env={**os.environ, "PYTHONPATH": ""}, capture_output=True, text=True,
-        timeout=240,
+        timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
     return done.stdout
@@ -103,11 +103,13 @@ def run(project: Path, *words: str) -> str:
 @pytest.mark.slow
 def test_the_new_entries_pass_the_contract_tests(project: Path) -> None:
     chosen = "eo1_ali or GNDVI or stripes or agreement or table"
-    told = run(project, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", chosen, "-v", *CONTRACT_TESTS)
-    assert all(f"{name}]" in told or f"{name}-" in told for name in chosen.split(" or ")[:-1]), told
+    told = run(project, "-m", "pytest", "-v", "-p", "no:cacheprovider", "-k", chosen, *CONTRACT_TESTS)
+    for name in chosen.split(" or ")[:-1]:
+        assert re.search(rf"\[\S*{name}\S*\] PASSED", told), told
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_new_entries_work_together(project: Path) -> None:
     words = ["sensor=eo1_ali", "reader=house", f"bands=[{','.join(BANDS)}]", "indices=[NDVI,GNDVI]"]
     words += ["scenes=archive", "output=shards", "tile_px=32", "split.by=scene", "split.val_share=0.4"]
