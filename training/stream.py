@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pipeline.errors import PipelineError
 from pipeline.sample import Sample, Scratch
-from training.collation import Room, Rows, Slot, collate
+from training.collation import Handed, Room, Rows, Slot, Slots, collate, image_bytes
 from training.data import PATIENCE_S, Batch, BatchConfig, Turn, View, draw_ids, draw_turns, look
 from training.order import Draws, Offer, Order
 from training.sets import Part
@@ -29,15 +29,21 @@ class ShardStream(Dataset[Batch]):
 
     def __init__(self, parts: Sequence[Part], batch: BatchConfig, world: World) -> None:
         self.parts, self.world = tuple(parts), world
-        self.accumulation = batch.accumulation(world.size)
+        self.batch_size, self.accumulation = batch.size, batch.accumulation(world.size)
         offers = [[Offer(s.name, s.shards, s.weight) for s in p.family.sources] for p in parts]
         self.order = Order.of(offers, batch.size, parts[0].view.seed)
         self.steps_per_epoch = self.order.steps_per_epoch
-        self._scratch, self._room = Scratch(), Room()
+        self.room, self._scratch = Room(), Scratch()
 
     def __len__(self) -> int:
         """Return the number of samples of all sets."""
         return sum(len(part.family) for part in self.parts)
+
+    @property
+    def image_bytes(self) -> int:
+        """The most that the images of a batch take, of any sensor."""
+        count = self.batch_size // self.world.size
+        return max(image_bytes(part.view, count) for part in self.parts)
 
     def told(self) -> Iterator[str]:
         """Yield what each sensor gives to an epoch, for people."""
@@ -72,7 +78,7 @@ class ShardStream(Dataset[Batch]):
         places = list(zip(drawn.source.tolist(), drawn.sample.tolist(), strict=True))
         ids = draw_ids([sources[s].key(number) for s, number in places], visits)
         turns = zip(places, draw_turns(view, ids, epoch), strict=True)
-        rows = Rows(len(ids), self._room, self._scratch)
+        rows = Rows(len(ids), self.room, self._scratch)
         looked = (
             look(sources[s].read(number, rows if turn.as_stored else self._scratch), view, turn)
             for (s, number), turn in turns
@@ -111,6 +117,7 @@ class Pass(Dataset[Batch]):
 
     def __init__(self, samples: Samples, view: View, batch_size: int, world: World) -> None:
         self.samples, self.view, self.batch_size, self.world = samples, view, batch_size, world
+        self.room = Room()
 
     def __len__(self) -> int:
         """Return the number of batches of a rank."""
@@ -121,7 +128,13 @@ class Pass(Dataset[Batch]):
         first = (step * self.world.size + self.world.rank) * self.batch_size
         # every rank gets as many batches: one that waits for another under ZeRO-3 waits for ever
         looked = [self._look(n) for n in range(first, first + self.batch_size)]
-        return collate(Slot(step), looked, self.view, draw_ids([s.key for s in looked]))
+        rows = Rows(len(looked), self.room, Scratch())
+        return collate(Slot(step, rows=rows), looked, self.view, draw_ids([s.key for s in looked]))
+
+    @property
+    def image_bytes(self) -> int:
+        """The most that the images of a batch take."""
+        return image_bytes(self.view, self.batch_size)
 
     def _look(self, number: int) -> Sample:
         last = len(self.samples) - 1
@@ -133,25 +146,44 @@ class Pass(Dataset[Batch]):
         yield from _load(self, range(len(self)), workers, PATIENCE_S)
 
 
-class _Told(Dataset[Batch | PipelineError]):
+class _Batches(Protocol):
+    """Batches by step."""
+
+    room: Room
+    """Where they lie."""
+
+    @property
+    def image_bytes(self) -> int:
+        """The most that the images of a batch take."""
+
+    def __getitem__(self, step: int) -> Batch:
+        """Load one."""
+
+
+class _Told(Dataset[Handed | PipelineError]):
     """Batches, and in their place errors as they are: raised in a worker, torch would make a traceback of their text."""
 
-    def __init__(self, dataset: Dataset[Batch]) -> None:
-        self._dataset = dataset
+    def __init__(self, batches: _Batches, slots: Slots) -> None:
+        self._batches, self._slots = batches, slots
 
-    def __getitem__(self, step: int) -> Batch | PipelineError:
+    def __getitem__(self, task: tuple[int, int | None]) -> Handed | PipelineError:
+        step, slot = task
+        self._batches.room.lend(self._slots.memory(slot))
         try:
-            return self._dataset[step]
+            return self._slots.hand_over(self._batches[step], slot)
         except PipelineError as error:
             return error
 
 
-def _load(dataset: Dataset[Batch], steps: range, workers: int, timeout_s: float) -> Iterator[Batch]:
-    loader: DataLoader[Batch | PipelineError] = DataLoader(
-        _Told(dataset),
+def _load(batches: _Batches, steps: range, workers: int, timeout_s: float) -> Iterator[Batch]:
+    # two batches a worker are on their way; the loop holds one, or the one before it too
+    slots = Slots((2 * workers + 2) if workers else 0, batches.image_bytes)
+    loader: DataLoader[Handed | PipelineError] = DataLoader(
+        _Told(batches, slots),
         batch_size=None,
-        sampler=steps,
+        sampler=slots.tasks(steps),
         num_workers=workers,
+        multiprocessing_context="fork" if workers else None,  # what inherits the slots
         worker_init_fn=_ignore_signals if workers else None,
         generator=torch.Generator(),  # its own: the loader must not draw from the global one
         timeout=timeout_s if workers else 0,
@@ -159,7 +191,9 @@ def _load(dataset: Dataset[Batch], steps: range, workers: int, timeout_s: float)
     for loaded in loader:
         if isinstance(loaded, PipelineError):
             raise loaded
-        yield loaded
+        yield slots.take_over(loaded)
+        # or it would be held here while the next is loaded
+        del loaded
 
 
 def _ignore_signals(_worker: int) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import rasterio
-from numcodecs import Blosc
+from numcodecs import Blosc, blosc
 
 from pipeline.config import ROOT
 from tests.bench.measure import REPETITIONS, Ratio, interleaved
@@ -26,6 +26,8 @@ from tests.bench.preprocessing import REAL_DATA, run
 
 BATCH, STEPS = 128, 4
 COUNT = BATCH * STEPS
+# a process takes a while to start
+_LONG = 32
 _TIF_COUNT = 48
 _TIF = {"driver": "GTiff", "tiled": True, "blockxsize": 96, "blockysize": 96, "compress": "deflate"}
 _SCALE = (0.2, 1.0)
@@ -47,7 +49,9 @@ def loader(folder: Path) -> list[Ratio]:
     work = {
         "ours": (plain, COUNT),
         "turned": (turned, COUNT),
+        "process": (batches_of(shards, augment=False, workers=1, steps=_LONG), _LONG * BATCH),
         "pixels": (pixels_of(tars), COUNT),
+        "codec": (unpacked(tars), COUNT),
         "handler": (lambda: stock(tars, with_blosc), COUNT),
         "twin": (lambda: stock(twins), COUNT),
         "tif": (lambda: from_tifs(tifs, moments(images)), _TIF_COUNT),
@@ -55,7 +59,7 @@ def loader(folder: Path) -> list[Ratio]:
     }
     times = interleaved({name: work_of for name, (work_of, _) in work.items()})
     each = {name: [t / count for t in times[name]] for name, (_, count) in work.items()}
-    return [*ratios(each), waiting(shards, folder)]
+    return [*ratios(each), handing_over(each), waiting(shards, folder)]
 
 
 def ratios(each: Mapping[str, Sequence[float]]) -> Iterator[Ratio]:
@@ -68,10 +72,19 @@ def ratios(each: Mapping[str, Sequence[float]]) -> Iterator[Ratio]:
         ("GeoTIFFs with SatMAE's transform / ours with turns", "tif", "turned", 20),
         ("memory copy / ours: whole batches", "copy", "ours", 0.30),
         ("memory copy / ours: pixels alone, read and decoded", "copy", "pixels", 0.30),
+        ("memory copy / blosc alone, from memory: no reader can do more", "copy", "codec", 0.30),
     ):
         values = tuple(s / f for s, f in zip(each[slow], each[fast], strict=True))
         medians = statistics.median(each[slow]) * 1e3, statistics.median(each[fast]) * 1e3
         yield Ratio(f"loader: {what} (ms a sample)", values, goal, seconds=medians)
+
+
+def handing_over(each: Mapping[str, Sequence[float]]) -> Ratio:
+    """Compare loading in a process of its own with loading in the training process: CPU seconds of both."""
+    values = tuple(p / o for p, o in zip(each["process"], each["ours"], strict=True))
+    medians = statistics.median(each["process"]) * 1e3, statistics.median(each["ours"]) * 1e3
+    what = "loader: ours, a loader process and the training process / the latter alone (ms a sample)"
+    return Ratio(what, values, 1.5, least=False, seconds=medians)
 
 
 def shard_set(folder: Path) -> Path:
@@ -96,7 +109,7 @@ def samples_of(shards: Path) -> Iterator[Any]:
     return (reader.read(number) for number in range(len(reader)))
 
 
-def batches_of(shards: Path, augment: bool) -> Callable[[], object]:
+def batches_of(shards: Path, augment: bool, workers: int = 0, steps: int = STEPS) -> Callable[[], object]:
     """Return loading training batches, whole: pixels, validity, saliency, labels."""
     from training.data import BatchConfig, DataConfig, make_view
     from training.sets import Part, open_families
@@ -107,29 +120,43 @@ def batches_of(shards: Path, augment: bool) -> Callable[[], object]:
     (family,) = open_families(config)
     part = Part(family, replace(make_view(family.contract, config, 8), augment=augment))
     stream = ShardStream([part], BatchConfig(size=BATCH), World())
-    return lambda: [len(batch.keys) for batch in stream.batches(0, STEPS, 0)]
+    return lambda: [len(batch.keys) for batch in stream.batches(0, steps, workers)]
 
 
-def pixels_of(tars: Sequence[Path]) -> Callable[[], object]:
-    """Return reading and decoding the pixels alone, at known offsets, into memory that is used again."""
-    from pipeline.sample import Scratch, decode_array
+def places_of(tars: Sequence[Path]) -> list[tuple[int, int, int]]:
+    """Return descriptor, first byte and size of the pixels of samples in stored order."""
     from training.offsets import find_offsets
 
     places = []
     for path in tars:
         with path.open("rb") as stream:
             offsets = find_offsets(stream, str(path))
+        descriptor = os.open(path, os.O_RDONLY)
         rows = (offsets.members(row)["pixels.npy.blosc"] for row in range(len(offsets)))
-        places += [(path, *place) for place in rows]
-    files, scratch = {path: path.open("rb", buffering=0) for path in tars}, Scratch()
+        places += [(descriptor, *place) for place in rows]
+    return places[:COUNT]
+
+
+def pixels_of(tars: Sequence[Path]) -> Callable[[], object]:
+    """Return reading and decoding the pixels alone, at known offsets, into memory that is used again."""
+    from pipeline.sample import Scratch, decode_array
+
+    places, scratch = places_of(tars), Scratch()
 
     def read() -> None:
-        for path, offset, size in places[:COUNT]:
+        for descriptor, offset, size in places:
             stored = scratch.room("stored", size).data
-            os.preadv(files[path].fileno(), [stored], offset)
+            os.preadv(descriptor, [stored], offset)
             decode_array(stored, scratch.room("plain", int.from_bytes(stored[4:8], "little")))
 
     return read
+
+
+def unpacked(tars: Sequence[Path]) -> Callable[[], object]:
+    """Return what numcodecs' decoder alone does with the pixels, stored and plain ones in memory."""
+    stored = [os.pread(descriptor, size, offset) for descriptor, offset, size in places_of(tars)]
+    plain = np.empty(max(int.from_bytes(data[4:8], "little") for data in stored), np.uint8)
+    return lambda: [blosc.decompress(data, plain) for data in stored]
 
 
 def with_blosc(key: str, data: bytes) -> object:
@@ -180,25 +207,28 @@ def as_tifs(images: Sequence[np.ndarray], folder: Path) -> Iterator[Path]:
 
 
 def moments(images: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Return mean and standard deviation of each band."""
-    every = np.stack(images[:_TIF_COUNT]).astype(np.float32)
+    """Return mean and standard deviation of each band, in double precision, as lists of them in Python become."""
+    every = np.stack(images[:_TIF_COUNT]).astype(np.float64)
     return every.mean((0, 2, 3)), every.std((0, 2, 3))
 
 
 def from_tifs(paths: Sequence[Path], of_bands: tuple[np.ndarray, np.ndarray]) -> int:
-    """Read GeoTIFFs, bring each band from two deviations around its mean to 8 bits, crop, resize, flip: as SatMAE is described."""
+    """Read GeoTIFFs as SatMAE's data set does, bands last in float32; bring each band from two deviations around its
+    mean, kept in float64, to 8 bits; then a crop of 0.2 to 1 of the area, resized, and a flip.
+    """
     import torch
 
     rng, (mean, std) = np.random.default_rng(0), of_bands
+    low, high = mean - 2 * std, mean + 2 * std
     done = 0
     for group in (paths[i : i + BATCH] for i in range(0, len(paths), BATCH)):
         images = []
         for path in group:
             with rasterio.open(path) as tif:
-                image = tif.read().astype(np.float32)
-            low, high = (mean - 2 * std)[:, None, None], (mean + 2 * std)[:, None, None]
-            eight = ((image - low) / (high - low) * 255).clip(0, 255).astype(np.uint8)
-            images.append(resized_crop(torch.from_numpy(eight).float() / 255, rng))
+                image = tif.read().transpose(1, 2, 0).astype(np.float32)
+            eight = np.clip((image - low) / (high - low) * 255.0, 0, 255).astype(np.uint8)
+            planes = torch.from_numpy(eight.transpose(2, 0, 1)).contiguous()
+            images.append(resized_crop(planes.float().div(255), rng))
         done += len(torch.stack(images))
     return done
 

@@ -141,6 +141,22 @@ def test_loader_processes_change_nothing(mixed: list[object]) -> None:
     assert [b.epoch for b in alone] == [0, 0, 0, 1, 1, 1]
 
 
+def test_batches_of_loader_processes_stay_as_they_are_as_long_as_they_are_held(mixed: list[object]) -> None:
+    made = stream(mixed)
+    # more are held than the processes share memory for, and half of them are let go in between
+    held = {batch.step: batch for batch in made.batches(0, 20, 1) if batch.step < 14}
+    held |= {batch.step: batch for batch in made.batches(20, 60, 2) if batch.step % 2}
+    for step, batch in held.items():
+        assert torch.equal(batch.image_BCHW, made[step].image_BCHW)
+    assert len(held) == 34
+
+
+def test_loader_processes_that_are_kept_up_with_use_the_same_memory_again(shards: Path) -> None:
+    places = {batch.image_BCHW.data_ptr() for batch in stream(shards).batches(0, 60, 1)}
+    # a copy of its own for each would lie anywhere
+    assert len(places) <= 4
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_t16_a_shard_that_shrinks_while_in_use_is_named_also_by_loader_processes(
     make_shards: Callable[..., Path], workers: int
