@@ -28,7 +28,6 @@ from training.reader import Verify
 from training.storage import Cache
 
 PATIENCE_S = 300.0
-_STEPS = slice(None), slice(None, None, -1)
 _AUGMENT = 0x61756765  # keeps the augmentation apart from the other uses of (seed, epoch)
 
 
@@ -244,10 +243,9 @@ class Turn:
         return not self.quarters and not self.flip
 
     @property
-    def steps(self) -> tuple[slice, slice]:
-        """The directions in which y and x are gone through, before they change places in an odd quarter turn."""
-        back = self.quarters in (2, 3), self.flip != (self.quarters in (1, 2))
-        return _STEPS[back[0]], _STEPS[back[1]]
+    def back(self) -> tuple[bool, bool]:
+        """Whether y and x are gone through backwards, before they change places in an odd quarter turn."""
+        return self.quarters in (2, 3), self.flip != (self.quarters in (1, 2))
 
 
 def draw_turns(view: View, ids: NDArray[np.uint64], epoch: int) -> list[Turn]:
@@ -259,24 +257,31 @@ def draw_turns(view: View, ids: NDArray[np.uint64], epoch: int) -> list[Turn]:
     return [Turn((row, col), int(quarter * 4), flip < 0.5) for row, col, quarter, flip in u]
 
 
+def _run(first: int, length: int, back: bool) -> slice:
+    if not back:
+        return slice(first, first + length)
+    # -1 would mean the last
+    return slice(first + length - 1, first - 1 if first else None, -1)
+
+
 def look(sample: Sample, view: View, turn: Turn) -> Sample:
     """Return the sample as a turn shows it, with the view's bands: everything that has a place (pixels of both
     dates, mask, cells, class of every pixel) alike. Its arrays share the memory of the sample's where they can.
     """
+    tile_px, every_band = sample.mask.shape[0], tuple(range(len(sample.pixels)))
+    if turn.as_stored and tile_px == view.image_px and view.bands == every_band:
+        return sample
     # whole cells: an off-grid crop would tear the statistics from their pixels
-    spare = (sample.mask.shape[0] - view.image_px) // view.cell_px
+    spare = (tile_px - view.image_px) // view.cell_px
     row, col = (int(at * (spare + 1)) for at in turn.corner) if turn.corner else (spare // 2,) * 2
+    back_y, back_x = turn.back
 
     def part(array: NDArray[Any], unit_px: int, first_axis: int) -> NDArray[Any]:
         """Cut and turn an array whose axes `first_axis` and the next are y and x in units of `unit_px`."""
-        first, length = (
-            (row * view.cell_px // unit_px, col * view.cell_px // unit_px),
-            view.image_px // unit_px,
-        )
-        window = tuple(slice(start, start + length) for start in first)
-        lead = (slice(None),) * first_axis
+        cells, length = view.cell_px // unit_px, view.image_px // unit_px
         # views by slices: numpy's flip and rot90 take longer than copying what they turn
-        turned = array[lead + window][lead + turn.steps]
+        window = _run(row * cells, length, back_y), _run(col * cells, length, back_x)
+        turned = array[(slice(None), *window) if first_axis else window]
         return turned.swapaxes(first_axis, first_axis + 1) if turn.quarters % 2 else turned
 
     # consecutive bands need no copy of their own
