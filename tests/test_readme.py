@@ -50,7 +50,7 @@ def fill_in(command: str) -> str:
     command = command.replace("/path/to/archive", "demo/archive")
     command = command.replace("/path/to/labelled/shards", "demo/shards/sentinel2")
     command = command.replace("/path/to/landsat/shards", "demo/shards/landsat")
-    trains = re.search(r"(pretrain|finetune)\.(py|sh)", command)
+    trains = re.search(r"(pretrain|finetune)\.(py|sh)", command) and "--dry-run" not in command
     if trains and command == "sbatch slurm/pretrain.sh":
         return f"{command} {SMALL} {TINY}"
     return f"{command} {SMALL}" if trains else command
