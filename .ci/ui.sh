@@ -13,6 +13,6 @@ die() { echo "ui: error: $*" >&2; exit 1; }
 if (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; then
     die "port $port is in use: make ui UI_PORT=$((port + 1)), or stop what listens there"
 fi
-echo "ui: MLflow on $runs: http://127.0.0.1:$port (Ctrl-C ends it)"
+echo "ui: MLflow on $runs: http://127.0.0.1:$port (Ctrl-C ends it); in an experiment, Views > Comparison shows what one compares by"
 exec "$python" -m mlflow server --host 127.0.0.1 --port "$port" --workers 1 \
     --backend-store-uri "sqlite:///$runs/mlflow.db" --artifacts-destination "$runs/mlartifacts"

@@ -28,7 +28,7 @@ from training.tracking import TrackingConfig
 EXAMPLES = """\
   python training/compare.py --output runs
   python training/compare.py spectral --curve grad_norm --picture grad_norm.png
-  python training/compare.py --output runs --where masking.ratio=0.75 'name=*' --html compared.html
+  python training/compare.py --output runs --where kind=pretrain 'name=tri*' --html compared.html
   python training/compare.py --uri http://127.0.0.1:5000"""
 """Shown under --help."""
 

@@ -20,11 +20,15 @@ from safetensors.torch import save_file
 from pipeline.console import run, say
 from pipeline.errors import EXIT_DONE, OutputError
 from training.checkpoint import newest, read_state, read_weights
+from training.identity import run_of
+from training.sealed import listed
+from training.tracking import register
 
 _EXAMPLES = """examples:
   python training/export.py runs/pretrain weights.safetensors
   python training/export.py runs/pretrain encoder.safetensors --prefix encoder.
   python training/export.py runs/pretrain/checkpoints/step-00000500 weights.safetensors --force
+  python training/export.py runs/pretrain weights.safetensors --register encoder    a version in MLflow's registry
 
 The weights are float32 and whole, whatever ZeRO stage and number of ranks trained them. The header's entries are texts:
 `kind`, `step`, `model` (the configuration's group, as JSON) and `data` (by sensor: contract, bands, statistics and
@@ -63,6 +67,20 @@ def export(location: Path, out: Path, prefix: str = "") -> int:
     return len(weights)
 
 
+def described(location: Path) -> dict[str, str]:
+    """Return what a registered model says of weights: which, what trained them, how long, on which data."""
+    folder = newest(location)
+    state = read_state(folder)
+    return {
+        # of the checkpoint: an export's header is written in no fixed order
+        "weights_sha256": listed(folder)["weights.safetensors"]["sha256"],
+        "kind": state.kind,
+        "step": str(state.step),
+        "data_digest": state.data.digest,
+        "sensors": ", ".join(state.data.sensors),
+    }
+
+
 def main(argv: Sequence[str]) -> int:
     """Run the entry; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -75,10 +93,16 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("out", type=Path, metavar="OUT", help="file to write")
     parser.add_argument("--prefix", default="", help="only weights whose names start so; it is taken off")
     parser.add_argument("--force", action="store_true", help="replace OUT where it exists")
+    parser.add_argument(
+        "--register", metavar="NAME", help="make OUT a version of this model in MLflow's registry"
+    )
     asked = parser.parse_args(argv)
     if asked.out.exists() and not asked.force:
         raise OutputError(f"{asked.out} exists; --force replaces it.")
     export(asked.location, asked.out, asked.prefix)
+    if asked.register:
+        tags = described(asked.location) | ({"prefix": asked.prefix} if asked.prefix else {})
+        say(register(run_of(asked.location), asked.out, asked.register, tags))
     return EXIT_DONE
 
 

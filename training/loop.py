@@ -21,6 +21,7 @@ from training import budget, runs
 from training.checkpoint import FORMAT_VERSION, RunData, State, Store, read_snapshot, read_state
 from training.data import Batch
 from training.engine import Engine, Recipe
+from training.export import described, export
 from training.feeding import Feed
 from training.guards import COMPLETE, INTERRUPTED, STOP, mark
 from training.ledger import Effort, Entry, Ledger
@@ -245,7 +246,18 @@ def _end(work: Work, engine: Engine, tracker: Tracker, complete: bool) -> None:
     told = f"interrupted; everything is saved in {folder}. The same command goes on."
     if complete:
         told = work.finish(engine)
+        _register(work, tracker)
     tracker.finish(complete)
     if work.world.main:
         mark(folder, COMPLETE if complete else INTERRUPTED)
         say(told)
+
+
+def _register(work: Work, tracker: Tracker) -> None:
+    """Export the weights of a complete run, where they are to be registered."""
+    if work.world.main and work.config.tracking.register_as:
+        folder = work.config.folder
+        weights = folder / "export" / "weights.safetensors"
+        weights.parent.mkdir(exist_ok=True)
+        export(folder, weights)
+        tracker.register(weights, described(folder))

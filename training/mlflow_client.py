@@ -7,12 +7,13 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import MissingInputError, MissingPackageError
+from pipeline.manifest import sha256
 from training.identity import RunIdentity
 from training.journal import Line
 from training.names import COMPARED, COMPARED_BY
@@ -210,3 +211,19 @@ def describe(client: Any, run_id: str, identity: RunIdentity) -> None:
     ]
     if inputs:
         client.log_inputs(run_id, inputs)
+
+
+def register(client: Any, run_id: str, file: Path, name: str, tags: Mapping[str, str]) -> str:
+    """Make a file of a run a version of a registered model, with its checksum beside the tags; returns the version.
+
+    What has the same tags already stays the version that it is.
+    """
+    for known in client.search_model_versions(f"name = '{name}'"):
+        if tags.items() <= known.tags.items():
+            return str(known.version)
+    client.log_artifact(run_id, str(file), "model")
+    if not client.search_registered_models(f"name = '{name}'"):
+        client.create_registered_model(name)
+    source = f"{client.get_run(run_id).info.artifact_uri}/model"
+    made = client.create_model_version(name, source, run_id, tags={**tags, "sha256": sha256(file)})
+    return str(made.version)

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from pipeline.manifest import sha256, write_atomically
 
@@ -34,14 +35,20 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def listed(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return what a sealed folder says of its files, by name: `size_bytes` and `sha256`."""
+    files: dict[str, dict[str, Any]] = json.loads((folder / MANIFEST).read_text())["files"]
+    return files
+
+
 def verify(folder: Path) -> Iterator[str]:
     """Yield what is wrong with a checkpoint: nothing where it is whole."""
     try:
-        listed = json.loads((folder / MANIFEST).read_text())["files"]
+        expected_files = listed(folder)
     except (OSError, json.JSONDecodeError, KeyError, UnicodeDecodeError) as error:
         yield f"{MANIFEST} cannot be read ({error})"
         return
-    for name, expected in listed.items():
+    for name, expected in expected_files.items():
         path = folder / name
         if not path.is_file():
             yield f"{name} is missing"

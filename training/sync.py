@@ -9,14 +9,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 if not __package__:  # run by path: `python training/sync.py`
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from pipeline.config import read_yaml
 from pipeline.console import run, say
-from pipeline.errors import EXIT_DONE, MissingInputError
+from pipeline.errors import EXIT_DONE
 from pipeline.lock import locked
 from training import journal
 from training.guards import COMPLETE, INTERRUPTED
@@ -33,10 +31,7 @@ def sync(folder: Path) -> int:
 
     Raises `MissingInputError` where there is no run or no MLflow, `OutputError` where the run is going on.
     """
-    if not (folder / "config.yaml").exists():
-        raise MissingInputError(f"{folder} is no run folder: it has no config.yaml.")
-    tree: dict[str, Any] = read_yaml(folder / "config.yaml")
-    config = TrackingConfig.model_validate(tree.get("tracking", {}))
+    config = TrackingConfig.of(folder)
     status = "KILLED" if (folder / INTERRUPTED).exists() else "FAILED"
     with locked(folder):  # its own life feeds MLflow itself
         last = max((line.step for line in journal.read(folder)), default=0)

@@ -18,7 +18,7 @@ from typing import Any, Self
 
 from pydantic import Field
 
-from pipeline.config import Config
+from pipeline.config import Config, read_yaml
 from pipeline.console import LOG
 from pipeline.errors import MissingInputError
 from pipeline.manifest import write_atomically
@@ -42,6 +42,17 @@ class TrackingConfig(Config):
     """Seconds between samples of processor, memory, disk, network and GPUs; 0 takes none."""
     close_timeout_s: float = Field(default=60.0, ge=0)
     """How long the end of a run waits for MLflow to take the rest; the journal keeps what it did not."""
+
+    register_as: str | None = Field(default=None, pattern=r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
+    """Name in MLflow's model registry under which the weights of a complete run become a version; null leaves that to
+    `export.py --register`."""
+
+    @classmethod
+    def of(cls, run: Path) -> TrackingConfig:
+        """Read that of a run folder; raises `MissingInputError` where it is none."""
+        if not (run / "config.yaml").exists():
+            raise MissingInputError(f"{run} is no run folder: it has no config.yaml.")
+        return cls.model_validate(read_yaml(run / "config.yaml").get("tracking", {}))
 
     def resolve(self, output: Path) -> str:
         """Return the tracking address for runs below `output`."""
@@ -84,6 +95,12 @@ class Tracker:
         # only now: a point sent to MLflow cannot be taken back by a resume
         if self.active:
             self._feeder.put(lambda feeder: feeder.send_up_to(step))
+
+    def register(self, weights: Path, tags: Mapping[str, str]) -> None:
+        """Make a file of weights a version of the model that `register_as` names."""
+        name = self.config.register_as
+        if self.active and name:
+            self._feeder.put(lambda feeder: feeder.register(weights, name, tags))
 
     def finish(self, complete: bool) -> None:
         """Say how the run ended; without it an exit counts as failed."""
@@ -210,6 +227,11 @@ class _Feeder(threading.Thread):
                 self._client.log_artifact(self._run_id, str(path), folder or None)
                 self._had[path] = (state.st_mtime_ns, state.st_size)
 
+    def register(self, weights: Path, name: str, tags: Mapping[str, str]) -> None:
+        """Make a file of the run a version of a registered model."""
+        self.describe()
+        mlflow_client.register(self._client, self._run_id, weights, name, tags)
+
     def end(self, status: str, at_s: float) -> None:
         """Send what the end at a time has left, and close the MLflow run."""
         self.describe()
@@ -236,12 +258,21 @@ def send_all(identity: RunIdentity, config: TrackingConfig, step: int, status: s
         ) from error
 
 
-def recorded_as(run: Path, uri: str) -> str:
-    """Return the id that a run has at an address; raises `MissingInputError` where it was never recorded there."""
-    link = run / LINK
-    known = json.loads(link.read_text()) if link.exists() else {}
+def register(run: Path, weights: Path, name: str, tags: Mapping[str, str]) -> str:
+    """Make a file of weights a version of a registered model, where its run is recorded; returns what to tell.
+
+    Raises `MissingInputError` where it is not recorded, or MLflow does not answer.
+    """
+    uri = TrackingConfig.of(run).resolve(run.parent)
+    known = json.loads((run / LINK).read_text()) if (run / LINK).exists() else {}
     if known.get("uri") != uri or not known.get("run_id"):
         raise MissingInputError(
             f"{run} is not recorded in MLflow at {uri}. Run `python training/sync.py {run}` first."
         )
-    return str(known["run_id"])
+    try:
+        version = mlflow_client.register(mlflow_client.connect(uri), known["run_id"], weights, name, tags)
+    except mlflow_client.tracker_errors() as error:
+        raise MissingInputError(
+            f"MLflow at {uri} did not take it ({mlflow_client.first_cause(error)})."
+        ) from error
+    return f"registered as version {version} of {name} at {uri}"

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import base64
 import os
+import re
 import shlex
 import subprocess
 import sys
 import time
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from matplotlib import image
 from matplotlib.colors import to_rgb
 
-from pipeline.errors import MissingInputError, UnknownNameError
+from pipeline.errors import ConfigError, MissingInputError, UnknownNameError
 from tests.training.processes import ROOT, free_port
-from training import compare
+from training import compare, panels
 from training.mlflow_client import connect
-from training.tracking import RunIdentity, Tracker, TrackingConfig
+from training.tracking import RunIdentity, Tracker, TrackingConfig, send_all
 
 
 def record(run: Path, uri: str | None = None, seed: int = 1, metrics: tuple[str, ...] = ("loss",)) -> None:
@@ -67,14 +70,14 @@ def test_the_examples_of_help_work(
         compare.parser().parse_args(["--help"])
     lines = capsys.readouterr().out.splitlines()
     examples = [shlex.split(line) for line in lines if line.startswith("  python training/compare.py")]
-    assert len(examples) == 3
+    assert len(examples) == 4
     monkeypatch.chdir(folder)
     for example in examples:
         # the only address of an example is that of a server
         words = [word.replace("http://127.0.0.1:5000", "sqlite:///runs/mlflow.db") for word in example[2:]]
         assert compare.main(words) == 0
         told = capsys.readouterr().out
-        assert told.count("trial (") == 4  # columns of the first table, rows of the second
+        assert told.split("over seeds")[0].count("trial (") == 4  # columns of the first table, rows of the second
         drawn = next(line for line in told.splitlines() if " over steps: " in line)
         assert Path(drawn.rpartition(": ")[2]).stat().st_size > 5000
     assert Path("grad_norm.png").exists()
@@ -92,7 +95,7 @@ def test_a_metric_no_run_has_is_refused(folder: Path, metric: str, told: str) ->
 def test_runs_that_have_logged_nothing_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(MissingInputError, match="no MLflow database"):
         compare.main(["--output", str(tmp_path)])
-    connect(TrackingConfig().resolve(tmp_path)).create_experiment("spectral")
+    connect(TrackingConfig().resolve(tmp_path)).create_experiment("spectral", tmp_path.as_uri())
     with pytest.raises(MissingInputError, match="has no runs yet"):
         compare.main(["--output", str(tmp_path)])
     record(tmp_path / "young", metrics=())
@@ -114,3 +117,99 @@ def test_a_server_that_does_not_answer_is_one_line_and_quick(tmp_path: Path, by:
     assert time.monotonic() - before < 60  # nearly all of it loads torch and mlflow
     assert (ended.returncode, ended.stdout, ended.stderr.count("\n")) == (2, "", 1), ended.stderr
     assert f"no MLflow answers at {address} ([Errno 111] Connection refused)" in ended.stderr
+
+
+def test_a_page_needs_nothing_else(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    panel = folder / "runs" / "trial" / "panels" / "reconstruction.png"
+    panels.curves({"a": [(0, 0.0), (1, 1.0)]}, "stands for a panel", panel)
+    uri = f"sqlite:///{folder}/runs/mlflow.db"
+    identity = RunIdentity(folder / "runs" / "trial", "pretrain", {"seed": 1, "steps": 3})
+    send_all(identity, TrackingConfig(uri=uri), 3, "FINISHED")
+    out = tmp_path / "new" / "compared.html"
+    assert compare.main(["--output", str(folder / "runs"), "--html", str(out)]) == 0
+    assert f"page: {out}" in capsys.readouterr().out
+    text = out.read_text()
+    # whatever a browser would fetch is inside
+    assert {word.split(":")[0] for word in re.findall(r'(?:src|href)="([^"]*)"', text)} == {"data"}
+    assert "http" not in text
+    assert "<script" not in text
+    tree = ElementTree.fromstring(re.sub(r"<meta[^>]*>|<img[^>]*>|<!doctype html>", "", text))
+    lines = tree.findall(".//polyline")
+    # two runs, two metrics, in one colour a run
+    assert len(lines) == 4
+    assert len({line.attrib["stroke"] for line in lines}) == 2
+    assert base64.b64decode(re.findall(r"base64,([^\"]*)", text)[0]) == panel.read_bytes()
+    for heading in ("Results", "What differs: pretrain", "Curves", "Panels"):
+        assert f"<h2>{heading}</h2>" in text
+
+
+def seeded(output: Path, name: str, seed: int, value: float, **more: object) -> None:
+    """Record a run as finished with one score."""
+    run = output / name
+    run.mkdir(parents=True)
+    given = {"name": name, "output": str(output), "seed": seed, **more}
+    config = TrackingConfig(system_metrics_s=0)
+    kind = "classification" if "mode" in more else "pretrain"
+    with Tracker(RunIdentity(run, kind, given), config, 0, active=True) as tracker:
+        tracker.log(1, {"val_accuracy" if "mode" in more else "loss": value})
+        tracker.commit(1)
+        tracker.finish(complete=True)
+
+
+@pytest.fixture(scope="module")
+def seeds_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two settings of three and one seeds, and a fitted fine-tune of each of the three."""
+    output = tmp_path_factory.mktemp("seeds")
+    for seed, loss in ((1, 0.5), (2, 0.6), (3, 0.7)):
+        seeded(output, f"random-{seed}", seed, loss, **{"masking.strategy": "random"})
+    seeded(output, "saliency-1", 1, 0.4, **{"masking.strategy": "saliency"})
+    for seed, accuracy in ((1, 0.8), (2, 0.9), (3, 0.7)):
+        seeded(output, f"knn-{seed}", seed, accuracy, mode="knn", init=str(output / f"random-{seed}"))
+    return output
+
+
+def test_runs_that_differ_in_their_seed_alone_are_told_with_confidence(
+    seeds_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert compare.main(["--output", str(seeds_folder)]) == 0
+    told = capsys.readouterr().out.split("over seeds")[1].split("over steps")[0]
+    rows = {line.split("  ")[0]: re.findall(r"\S+ \[\S+ \S+\]", line) for line in told.splitlines()}
+    # by hand: 4.303 x 0.1 / sqrt(3)
+    assert rows["random-1, random-2, random-3"] == ["0.600 [0.352, 0.848]"]
+    # weights of another seed are the same setting
+    assert rows["knn-1, knn-2, knn-3"] == ["0.800 [0.552, 1.048]"]
+    assert "saliency" not in told
+
+
+@pytest.mark.parametrize(
+    ("where", "names"),
+    [(["masking.strategy=saliency"], ["saliency-1"]), (["name=random-*", "seed=2"], ["random-2"]),
+     (["kind=classification", "status=finished"], ["knn-1", "knn-2", "knn-3"])],
+)  # fmt: skip
+def test_only_the_runs_asked_for_are_compared(
+    seeds_folder: Path, capsys: pytest.CaptureFixture[str], where: list[str], names: list[str]
+) -> None:
+    assert compare.main(["--output", str(seeds_folder), "--where", *where]) == 0
+    told = capsys.readouterr().out.split("results")[1].split("over s")[0]
+    assert re.findall(r"^(\w+-\d) ", told, re.MULTILINE) == names
+
+
+def test_what_where_cannot_mean_is_told(seeds_folder: Path) -> None:
+    words = ["--output", str(seeds_folder), "--where"]
+    with pytest.raises(ConfigError, match="--where takes KEY=PATTERN, not `saliency`"):
+        compare.main([*words, "saliency"])
+    with pytest.raises(
+        UnknownNameError, match=r"unknown key `masking\.strategi`.*Did you mean `masking\.strategy`"
+    ):
+        compare.main([*words, "masking.strategi=random"])
+    with pytest.raises(MissingInputError, match="none of the 7 runs is seed=9"):
+        compare.main([*words, "seed=9"])
+
+
+def test_fitted_runs_have_no_curve_and_are_compared_all_the_same(
+    seeds_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert compare.main(["--output", str(seeds_folder)]) == 0
+    assert "loss over steps (without knn-1, knn-2, knn-3, which have no loss)" in capsys.readouterr().out
+    assert compare.main(["--output", str(seeds_folder), "--where", "mode=knn"]) == 0
+    assert "val_accuracy over steps: " in capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -22,7 +23,7 @@ from training import journal
 from training.mlflow_client import connect
 from training.recorded import read_runs
 from training.sync import main as sync
-from training.tracking import TrackingConfig
+from training.tracking import RunIdentity, Tracker, TrackingConfig
 
 CODE = """
 import sys, time
@@ -41,6 +42,7 @@ with Tracker(RunIdentity(run, "pretrain", {"seed": 1}), TrackingConfig(uri=uri, 
     began = time.perf_counter()
     tracker.finish(True)
 print(spent, time.perf_counter() - began, flush=True)
+import json
 import os
 os._exit(0)  # a thread that still waits for the server must not keep the test
 """
@@ -162,3 +164,37 @@ def test_t15_a_server_that_dies_in_the_run_gets_the_rest_later_and_nothing_twice
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.wait()
+
+
+def test_t15_what_comes_back_in_the_run_gets_all_of_it_at_the_next_checkpoint(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run, config = tmp_path / "run", TrackingConfig(system_metrics_s=0)
+    run.mkdir()
+    # no database, and a folder stands where it is to be made
+    (tmp_path / "mlflow.db.part").mkdir()
+    with Tracker(RunIdentity(run, "pretrain", {"seed": 1}), config, 0, active=True) as tracker:
+        for step in range(1, 5):
+            tracker.log(step, {"loss": 1 / step})
+        tracker.commit(2)
+        while "not recorded in MLflow" not in caplog.text:
+            time.sleep(0.05)
+        (tmp_path / "mlflow.db.part").rmdir()
+        tracker.commit(4)
+        tracker.finish(True)
+    (found,) = read_runs(config.resolve(tmp_path), "spectral", ["loss"])
+    assert found.curves["loss"] == [(s, 1 / s) for s in range(1, 5)]
+    assert (found.status, caplog.text.count("not recorded")) == ("FINISHED", 1)
+
+
+def test_t15_a_life_that_dies_before_it_knows_its_run_is_found_again(tmp_path: Path) -> None:
+    run, config = tmp_path / "run", TrackingConfig(system_metrics_s=0)
+    run.mkdir()
+    for last in (1, 2):
+        with Tracker(RunIdentity(run, "pretrain", {"seed": 1}), config, 0, active=True) as tracker:
+            tracker.log(last, {"loss": 1.0})
+            tracker.commit(last)
+        # the answer that named the run never came
+        link = json.loads((run / "mlflow.json").read_text())
+        (run / "mlflow.json").write_text(json.dumps(link | {"run_id": "", "sent": -1}))
+    assert len(read_runs(config.resolve(tmp_path), "spectral", [])) == 1
