@@ -4,7 +4,7 @@
                  slurm/*.sh ── configs/*.yaml
                       │
  preprocessing/  archives -> Zarr -> shards       training/  shards -> weights -> scores
-   simulate shard show verify (entries)             pretrain finetune predict compare export status sync doctor (entries)
+   simulate shard show verify (entries)             pretrain finetune predict study compare export status sync doctor (entries)
    settings files labelling splits scenes           loop runs world guards engine checkpoint
    locations readers/* markup checksums finding     stream order sets reader data inputs
    selection duplicates rounds planning             tokens masking chosen model schedule
@@ -18,6 +18,7 @@
    simulation/* footprints                          offsets storage remote collation budget probing
                                                     memory zero mlflow_client identity
                                                     ledger machine names seeds curves page
+                                                    scored protocol evidence
                       └────────────┬─────────────────────┘
    pipeline/   histogram -> manifest -> contract -> sample ; saliency ; indices -> formulas
                sensors ; keys ; lock -> console -> config -> reference ; errors

@@ -95,14 +95,16 @@ run_on_tasks() {
 
 # Puts this job back into the queue, unless somebody is ending it: a requeue would undo scancel.
 requeue() {
-    local state
-    state=$(squeue --noheader --jobs "$SLURM_JOB_ID" --format %T 2>/dev/null || true)
+    local state job=$SLURM_JOB_ID
+    # the last task of an array has the array's own number, which means all of them
+    [[ -z ${SLURM_ARRAY_TASK_ID:-} ]] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+    state=$(squeue --noheader --jobs "$job" --format %T 2>/dev/null || true)
     if [[ $state != RUNNING ]]; then
         say "not requeued, as Slurm says this job is ${state:-gone}: submit the same command again to go on"
         return
     fi
     say "requeued: the next life goes on where this one stopped"
-    scontrol requeue "$SLURM_JOB_ID" || say "could not requeue: submit the same command again to go on"
+    scontrol requeue "$job" || say "could not requeue: submit the same command again to go on"
 }
 
 # train ENTRY [CONFIG] [a.b=c ...]: one training on all tasks of the job; without Slurm it becomes the entry itself.

@@ -72,7 +72,7 @@ def read(run: Path) -> dict[str, Tally]:
     try:
         with np.load(run / NAME, allow_pickle=False) as held:
             return {str(scene): held[f"tally_{number}"] for number, scene in enumerate(held["scenes"])}
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, EOFError, KeyError, ValueError) as error:
         raise MissingInputError(
             f"{run} holds no {NAME} that can be read ({error}): the run is not done, or from before there was one."
             " Start it again under another name."

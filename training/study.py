@@ -8,8 +8,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stdout
@@ -34,7 +36,7 @@ from training import scored
 from training.downstream import FinetuneConfig
 from training.evidence import Comparison, Evidence, OfScene
 from training.finetune import finetune
-from training.guards import COMPLETE
+from training.guards import COMPLETE, STOP
 from training.pretrain import PretrainConfig, pretrain
 from training.protocol import Cell, Step, StudyConfig, TaskConfig, Words, as_words
 from training.sets import WITH_LABELS, open_families
@@ -112,22 +114,38 @@ def run_all(study: StudyConfig, asked: Sequence[str], jobs: int) -> int:
     environment = {"OMP_NUM_THREADS": threads} | os.environ
 
     def one(number: int) -> int:
+        if STOP.received:
+            return EXIT_INTERRUPTED
         command = [sys.executable, str(ROOT / "training/study.py"), *asked, "--cell", str(number)]
         log = study.output / "logs" / f"{cells[number].name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("a") as stream:
-            done = subprocess.run(
-                command, env=environment, stdout=stream, stderr=subprocess.STDOUT, check=False
+            code = _wait(
+                subprocess.Popen(
+                    command, env=environment, stdout=stream, stderr=stream, start_new_session=True
+                )
             )
-        note = f"ended with code {done.returncode}, see {log}" if done.returncode else "done"
+        note = f"ended with code {code}, see {log}" if code else "done"
         progress.advance(note=f"{cells[number].name} {note}")
-        return done.returncode
+        return code
 
     with ThreadPoolExecutor(jobs) as pool:
         codes = list(pool.map(one, range(len(cells))))
     if EXIT_INTERRUPTED in codes:
         return EXIT_INTERRUPTED
     return EXIT_FAILURE if any(codes) else EXIT_DONE
+
+
+def _wait(child: subprocess.Popen[bytes]) -> int:
+    """Wait for a cell's process, and let it save where this one is asked to stop; returns its exit code."""
+    told = False
+    while child.poll() is None:
+        # a session of its own: else it would hear the terminal too, and a second signal ends it unsaved
+        if STOP.received and not told:
+            child.send_signal(signal.SIGUSR1)
+            told = True
+        time.sleep(0.2)
+    return int(child.returncode)
 
 
 def evidence(study: StudyConfig, name: str) -> Evidence:

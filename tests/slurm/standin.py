@@ -1,8 +1,8 @@
 """A stand-in for training/pretrain.py that keeps its promises to the batch script and trains nothing.
 
-    standin.py [--run-folder] [CONFIG] [folder=DIR] [do=finish|fail|wait|vanish]
+    standin.py [--run-folder] [--cells] [--cell N] [CONFIG] [folder=DIR] [do=finish|fail|wait|vanish]
 
-Without `folder` it is STANDIN_FOLDER. Each rank leaves `rank-<RANK>-life-<N>.json` with what it was told. `wait` waits for USR1 or TERM in the first life and
+Without `folder` it is STANDIN_FOLDER; cells of a study and its report have folders of their own in it. Each rank leaves `rank-<RANK>-life-<N>.json` with what it was told. `wait` waits for USR1 or TERM in the first life and
 finishes in the second.
 """
 
@@ -37,6 +37,13 @@ def main(words: list[str]) -> int:
     if "--run-folder" in words:
         print(folder)
         return 0
+    if "--cells" in words:
+        print(3)
+        return 0
+    if "--cell" in words:
+        folder /= words[words.index("--cell") + 1]
+    if "--report" in words:
+        folder, values = folder / "report", {}
     received: list[int] = []
     signal.signal(signal.SIGUSR1, lambda number, _: received.append(number))
     signal.signal(signal.SIGTERM, lambda number, _: received.append(number))

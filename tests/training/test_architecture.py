@@ -15,16 +15,19 @@ from pipeline.errors import ConfigError
 from pipeline.sensors import SENSORS
 from training import masking
 from training.architecture import SIZES, ModelConfig
+from training.downstream import FinetuneConfig
 from training.model import SpatialSpectralMAE, count_parameters
 from training.pretrain import PretrainConfig
+from training.protocol import Cell, StudyConfig
 from training.tokens import Layout
 
-CONFIGS = sorted([*(ROOT / "configs/pretrain").glob("*.yaml"), *(ROOT / "configs/ablation").glob("*.yaml")])
+CONFIGS = sorted((ROOT / "configs/pretrain").glob("*.yaml"))
+STUDIES = {p.name: load(StudyConfig, p) for p in sorted((ROOT / "configs/ablation").glob("*.yaml"))}
 ROWS = [
-    (path.name, words.split())
-    for path in (ROOT / "configs/ablation").glob("*.yaml")
-    for words in re.findall(r"^# .*?(name=.*)$", path.read_text(), flags=re.MULTILINE)
-    if "pretrain.py" not in words
+    (name, row)
+    for name, study in STUDIES.items()
+    for row, what in study.rows.items()
+    if what.pretrain is not None
 ]
 S2_12 = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12")
 
@@ -66,22 +69,43 @@ def test_shipped_configurations_can_be_built_and_say_what_comes(path) -> None:  
         assert not counts or (str(shown), str(layout.tokens)) in {counts[0][:2], counts[0][2:]}
 
 
-@pytest.mark.parametrize(("name", "words"), ROWS, ids=lambda x: x if isinstance(x, str) else x[0])
-def test_every_row_of_the_ablations_is_a_configuration(name: str, words: list[str]) -> None:
-    path = ROOT / "configs/ablation" / name
-    config, reference = load(PretrainConfig, path, words), load(PretrainConfig, path, [])
-    (layout,) = layouts(config).values()
-    assert masking.check(config.masking, layout.tokens, layout.groups) > 0
+def pretraining(study: StudyConfig, row: str) -> PretrainConfig:
+    step = next(Cell(study, row, 0).steps({}))
+    return load(PretrainConfig, ROOT / step.config, step.words)
+
+
+@pytest.mark.parametrize(("name", "row"), ROWS)
+def test_every_row_of_the_ablations_is_a_configuration(name: str, row: str) -> None:
+    study = STUDIES[name]
+    config, reference = pretraining(study, row), pretraining(study, study.reference)
+    for layout in layouts(config).values():
+        assert masking.check(config.masking, layout.tokens, layout.groups) > 0
     assert count_parameters(model_of(config)) > 0
-    assert (config.model, config.masking) != (reference.model, reference.masking)
+    assert (row == study.reference) == (
+        (config.model, config.masking) == (reference.model, reference.masking)
+    )
 
 
-def test_the_tables_of_the_paper_are_all_there() -> None:
-    words = {word for _, row in ROWS for word in row}
+@pytest.mark.parametrize("name", STUDIES)
+def test_downstream_runs_of_the_ablations_are_configurations_too(name: str) -> None:
+    study = STUDIES[name]
+    for cell in study.cells():
+        scratch = pretraining(study, study.reference).model.model_dump(mode="json")
+        for step in cell.steps(scratch):
+            if step.entry == "finetune":
+                assert load(FinetuneConfig, ROOT / step.config, step.words).seed == cell.seed
+
+
+def test_the_tables_of_the_papers_are_all_there() -> None:
+    words = {word for cell in STUDIES["s2mae.yaml"].cells() for step in cell.steps({}) for word in step.words}
     assert {f"model.decoder_depth={n}" for n in (2, 8)} <= words
     assert {f"masking.ratio={r}" for r in (0.25, 0.5, 0.75)} <= words
-    assert {"model.positions=sincos", "model.positions=vanilla", "model.patch_px=16"} <= words
-    assert {f"model.target={t}" for t in ("none", "signed", "cube_standardised")} <= words
+    assert {'model.positions="sincos"', 'model.positions="vanilla"', "model.patch_px=16"} <= words
+    assert {f'model.target="{t}"' for t in ("none", "signed", "cube_standardised")} <= words
+    words = {
+        word for cell in STUDIES["sigmae.yaml"].cells() for step in cell.steps({}) for word in step.words
+    }
+    assert {'masking.policy="keep_salient"', "masking.lambda_max=0", "masking.richness_weight=0"} <= words
 
 
 @pytest.mark.parametrize(("image_px", "patch_px", "tokens"), [(96, 8, 576), (128, 8, 1024), (96, 16, 144)])
