@@ -64,7 +64,7 @@ def run(command: str, clone: Path) -> str:
         env=environment(clone),
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1200,
         check=False,
     )
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
@@ -127,7 +127,7 @@ def runner(clone: Path, request: pytest.FixtureRequest) -> Callable[[str], None]
 
 @pytest.mark.slow
 @pytest.mark.slurm
-@pytest.mark.timeout(660)
+@pytest.mark.timeout(1260)
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c not in ("make test", "make check")])
 def test_every_command_works_in_the_order_of_the_text(command: str, runner: Callable[[str], None]) -> None:
     runner(command)
