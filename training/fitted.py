@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.console import say, table
+from pipeline.console import Progress, say, table
 from training import neighbours, plain, runs
 from training.data import Batch
 from training.downstream import Setup
@@ -32,7 +32,10 @@ def fit(setup: Setup) -> bool:
     identity = runs.identity(config, config.task, setup.data, {"ranks": world.size})
     # made at once: a run that fails to learn is a recorded run too
     with Tracker(identity, config.tracking, 0, world.main) as tracker:
-        scored = setup.score(learn(setup, micro), setup.validation(micro))
+        predict, validation = learn(setup, micro), setup.validation(micro)
+        scored = setup.score(
+            _followed(predict, Progress("score", len(validation), "batches", live=world.main)), validation
+        )
         tally = scored.tally
         scores = setup.task.scores(tally)
         tracker.log(1, {f"{config.val_split}_{k}": v for k, v in scores.items()})
@@ -45,6 +48,26 @@ def fit(setup: Setup) -> bool:
             say(f"{setup.task.report(tally)}\n{config.val_split}: {told}")
     world.barrier()
     return True
+
+
+def _training(setup: Setup, micro: int) -> Iterator[Batch]:
+    """Yield the training samples' batches, and tell how far they are."""
+    known = setup.training(micro)
+    progress = Progress("learn", len(known), "batches", live=setup.world.main)
+    for batch in known.batches(setup.config.data.workers):
+        yield batch
+        progress.advance()
+
+
+def _followed(predict: Predict, progress: Progress) -> Predict:
+    """Return what predicts as well, and tells how far it is."""
+
+    def following(batch: Batch) -> Tensor:
+        predicted = predict(batch)
+        progress.advance()
+        return predicted
+
+    return following
 
 
 def _what(setup: Setup) -> str:
@@ -64,8 +87,7 @@ def _neighbours(setup: Setup, micro: int) -> Predict:
     def embed(batch: Batch) -> Tensor:
         return model.embed(*setup.images(batch))
 
-    batches = setup.training(micro).batches(setup.config.data.workers)
-    known = neighbours.collect(batches, embed, setup.task.usable, setup.world)
+    known = neighbours.collect(_training(setup, micro), embed, setup.task.usable, setup.world)
     classes, count = len(setup.task.classes), setup.config.neighbours
 
     def predict(batch: Batch) -> Tensor:
@@ -86,7 +108,7 @@ def _plain(setup: Setup, micro: int) -> Predict:
     )
     weights = task.weights.tolist() if isinstance(task, Dense) and task.weights is not None else None
     classifier = plain.Plain("forest" if config.mode == "forest" else "logistic", config.seed, weights)
-    found = [_rows(setup, statistics, batch) for batch in setup.training(micro).batches(config.data.workers)]
+    found = [_rows(setup, statistics, batch) for batch in _training(setup, micro)]
     shared = setup.world.gather(tuple(np.concatenate(part) for part in zip(*found, strict=True)))
     vectors, labels = (np.concatenate(part) for part in zip(*shared, strict=True))
     classifier.fit(vectors, labels)
