@@ -15,6 +15,8 @@ from pipeline.config import ROOT
 from pipeline.console import say, table
 from tests.bench.measure import REPETITIONS, Ratio
 from tests.training.shard_sets import TWELVE_BANDS, write_shards
+from training import checkpoint, journal
+from training.pretrain import PretrainConfig
 
 SIZE = os.environ.get("BENCH_SIZE", "base")
 """tiny tries the benchmark out."""
@@ -121,4 +123,39 @@ def _tell(subjects: Sequence[Subject]) -> None:
     say(f"\n{table(('step', 'part', 'CPU s', 'share'), parts)}\nthe rest is the backward pass")
 
 
-BENCHES = {"training": training, "allocator": allocator}
+def saving(folder: Path) -> list[Ratio]:
+    """Checkpoints of a ViT-B against the training between them, at the default interval: its own journal's figures."""
+    shards = folder / "tiles"
+    if not shards.exists():
+        write_shards(shards, {"train": range(BATCH)}, TWELVE_BANDS)
+    words = [
+        f"data.shards={shards}",
+        f"output={folder}",
+        "name=saving",
+        f"model.size={SIZE}",
+        "data.workers=0",
+    ]
+    words += [
+        f"batch.size={BATCH}",
+        f"batch.micro={BATCH}",
+        "panel_images=0",
+        f"tracking.uri=sqlite:///{folder}/m.db",
+    ]
+    # one step more than is counted: the first warms up
+    words += [f"steps={REPETITIONS + 2}", "save_every_steps=1"]
+    command = [sys.executable, "training/pretrain.py", "configs/pretrain/default.yaml", *words]
+    subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True, capture_output=True
+    )
+    lines = [line.metrics for line in journal.read(folder / "saving")][1:]
+    step_s = statistics.median(BATCH / line["samples_per_s"] for line in lines)
+    saves_s = [line["save_s"] for line in lines if "save_s" in line]
+    size = sum(p.stat().st_size for p in checkpoint.find(folder / "saving").iterdir())
+    rate = size / statistics.median(saves_s) / 1e9
+    say(f"a checkpoint of {size / 1e9:.2f} GB at {rate:.2f} GB/s; a step takes {step_s:.2f} s here")
+    interval = PretrainConfig.model_fields["save_every_steps"].default
+    shares = tuple(100 * s / (interval * step_s) for s in saves_s)
+    return [Ratio(f"saving every {interval} steps: % of the time", shares, 1.0, False, (saves_s[0], step_s))]
+
+
+BENCHES = {"training": training, "allocator": allocator, "saving": saving}
