@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import shutil
@@ -21,6 +22,7 @@ from PIL import Image
 
 from tests.training.browser import Page, browser, program
 from tests.training.processes import SMALL, free_port, run_cases
+from training import compare
 from training.mlflow_client import VIEW
 
 pytestmark = pytest.mark.slow
@@ -182,3 +184,21 @@ def test_artifacts_open(page: Page, address: str, output: Path, shoot) -> None:
     page.wait_for("weights.safetensors", "sha256")
     page.open(f"{address}/#/experiments/1/runs/{run}/system-metrics")
     page.wait_for("system_memory_usage_megabytes")
+
+
+def test_a_comparison_takes_its_pictures_from_the_server(address: str, output: Path, tmp_path: Path) -> None:
+    page = tmp_path / "compared.html"
+    words = [
+        "--uri",
+        address,
+        "--where",
+        "kind=pretrain",
+        "--html",
+        str(page),
+        "--picture",
+        str(tmp_path / "loss.png"),
+    ]
+    assert compare.main(words) == 0
+    panel = base64.b64encode((output / "random/panels/reconstruction.png").read_bytes()).decode()
+    assert page.read_text().count(panel) == 1
+    assert page.read_text().count("data:image/png;base64,") == 2
