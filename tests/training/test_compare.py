@@ -77,9 +77,8 @@ def test_the_examples_of_help_work(
         words = [word.replace("http://127.0.0.1:5000", "sqlite:///runs/mlflow.db") for word in example[2:]]
         assert compare.main(words) == 0
         told = capsys.readouterr().out
-        assert (
-            told.split("over seeds")[0].count("trial (") == 4
-        )  # columns of the first table, rows of the second
+        # columns of the first table, rows of the second
+        assert told.split("over seeds")[0].count("trial (") == 4
         drawn = next(line for line in told.splitlines() if " over steps: " in line)
         assert Path(drawn.rpartition(": ")[2]).stat().st_size > 5000
     assert Path("grad_norm.png").exists()
