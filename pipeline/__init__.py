@@ -18,7 +18,8 @@
    simulation/* footprints                          offsets storage remote collation budget probing
                                                     memory zero mlflow_client identity
                                                     ledger machine names seeds curves page
-                                                    scored protocol evidence
+                                                    scored protocol evidence model_card provenance
+                                                    spectral_backbone/*
                       └────────────┬─────────────────────┘
    pipeline/   histogram -> manifest -> contract -> sample ; saliency ; indices -> formulas
                sensors ; keys ; lock -> console -> config -> reference ; errors

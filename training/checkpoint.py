@@ -40,6 +40,7 @@ from pipeline.errors import (
 from pipeline.manifest import write_atomically
 from training.engine import Engine
 from training.guards import COMPLETE
+from training.provenance import Provenance
 from training.sealed import MANIFEST, seal, verify
 from training.states import Snapshot, not_finite
 from training.world import World
@@ -64,6 +65,8 @@ class SetRecord(Config):
     """Samples of the split."""
     weight: float | None = None
     """Weight of its entry in `data.shards`; null: by number of samples."""
+    provenance: Provenance | None = None
+    """Sources and licences; null in checkpoints of before they were recorded."""
 
 
 class DataRecord(Config):

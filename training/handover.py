@@ -15,13 +15,13 @@ from typing import Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.errors import ContractError
 from training import checkpoint
 from training.architecture import ModelConfig
 from training.inputs import SensorInput
+from training.spectral_backbone.codes import resize_places
 from training.tokens import Layout
 
 Tables = Literal["exact", "interpolate", "reinit"]
@@ -165,9 +165,7 @@ def _resize(table_SD: Tensor, side: int) -> tuple[Tensor, str]:
     old = round(len(table_SD) ** 0.5)
     if old == side:
         return table_SD, ""
-    grid_1Dyx = table_SD.T.reshape(1, -1, old, old)
-    resized = F.interpolate(grid_1Dyx, size=(side, side), mode="bicubic", align_corners=False)
-    return resized.flatten(2)[0].T.contiguous(), f"{old} x {old} -> {side} x {side} places, bicubic"
+    return resize_places(table_SD, side), f"{old} x {old} -> {side} x {side} places, bicubic"
 
 
 def _regroup(table_Tx: Tensor, old: Layout, new: Layout) -> tuple[Tensor, str]:

@@ -167,7 +167,8 @@ def _resume(work: Work, engine: Engine, store: Store) -> int:
         )
     if state.data.digest != work.data.digest and work.config.resume == "auto":
         before, now = (
-            {"rule of the order": d.order} | {s.path: s.model_dump(exclude={"path"}) for s in d.sets}
+            {"rule of the order": d.order}
+            | {s.path: s.model_dump(exclude={"path", "provenance"}) for s in d.sets}
             for d in (state.data, work.data)
         )
         raise ConfigError(
@@ -257,7 +258,10 @@ def _register(work: Work, tracker: Tracker) -> None:
     """Export the weights of a complete run, where they are to be registered."""
     if work.world.main and work.config.tracking.register_as:
         folder = work.config.folder
-        weights = folder / "export" / "weights.safetensors"
-        weights.parent.mkdir(exist_ok=True)
-        export(folder, weights)
-        tracker.register(weights, described(folder))
+        try:
+            tracker.register(export(folder, folder / "export", force=True), described(folder))
+        # the weights are saved: an export that waits for a word of a person is no failed training
+        except (ContractError, OutputError) as error:
+            LOG.warning(
+                "not registered: %s `python training/export.py %s --register` does it.", error, folder
+            )

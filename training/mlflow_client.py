@@ -40,7 +40,7 @@ _VIEW = {
     ),
 }
 # what MLflow takes in a call, and of a value
-_BATCH, _PARAMS, _LONGEST = 900, 100, 6000
+_BATCH, _PARAMS, _LONGEST, _CARD = 900, 100, 6000, 5000
 
 
 def tracker_errors() -> tuple[type[Exception], ...]:
@@ -213,17 +213,27 @@ def describe(client: Any, run_id: str, identity: RunIdentity) -> None:
         client.log_inputs(run_id, inputs)
 
 
-def register(client: Any, run_id: str, file: Path, name: str, tags: Mapping[str, str]) -> str:
-    """Make a file of a run a version of a registered model, with its checksum beside the tags; returns the version.
+def register(client: Any, run_id: str, export: Path, name: str, tags: Mapping[str, str]) -> str:
+    """Make an exported folder of a run a version of a registered model, described by its card; returns the version.
 
     What has the same tags already stays the version that it is.
     """
     for known in client.search_model_versions(f"name = '{name}'"):
         if tags.items() <= known.tags.items():
             return str(known.version)
-    client.log_artifact(run_id, str(file), "model")
+    # a folder for each step: a later export of the run must not change what an earlier version holds
+    place = f"model/step-{tags['step']}"
+    client.log_artifacts(run_id, str(export), place)
     if not client.search_registered_models(f"name = '{name}'"):
         client.create_registered_model(name)
-    source = f"{client.get_run(run_id).info.artifact_uri}/model"
-    made = client.create_model_version(name, source, run_id, tags={**tags, "sha256": sha256(file)})
+    source = f"{client.get_run(run_id).info.artifact_uri}/{place}"
+    summed = {**tags, "sha256": sha256(export / "model.safetensors")}
+    made = client.create_model_version(name, source, run_id, tags=summed, description=_card(export))
     return str(made.version)
+
+
+def _card(export: Path) -> str:
+    """Return the model card of an export without what is for programs, as far as MLflow's databases take it."""
+    text = (export / "README.md").read_text(encoding="utf-8").split("---\n", 2)[-1]
+    more = "\n\nThe rest is in README.md among the files."
+    return text if len(text) <= _CARD else text[: _CARD - len(more)] + more

@@ -5,7 +5,6 @@ Shape letters: B batch, S places, T spectral groups, N = T * S tokens, K chosen 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -13,12 +12,16 @@ from torch import Tensor, nn
 
 from pipeline.errors import ConfigError
 from training.architecture import ModelConfig
+from training.spectral_backbone.codes import (
+    WAVE_FEATURES,
+    group_codes,
+    group_shares,
+    place_codes,
+    wave_features,
+)
 from training.tokens import Layout
 
 _HIDDEN = 128
-_SPAN_NM, _WIDTH_NM = (400.0, 2500.0), (10.0, 400.0)  # what reflected sunlight is measured in
-# the finest wave is as long as what two sensors' versions of a band lie apart: finer ones would tell them apart
-_WAVE_OCTAVES, _WIDTH_OCTAVES = 5, 3
 
 
 class Positions(nn.Module):
@@ -92,10 +95,7 @@ class ByWavelength(nn.Module):
             raise ConfigError(
                 "spectral_position: wavelength needs a layout with wavelengths: ModelConfig.layout."
             )
-        share_TC = torch.zeros(layout.groups, layout.channels)
-        for group, members in enumerate(layout.members):
-            share_TC[group, list(members)] = 1 / len(members)
-        self.register_buffer("share", share_TC, persistent=False)
+        self.register_buffer("share", group_shares(layout.members, layout.channels), persistent=False)
         self.register_buffer("features", wave_features(layout.waves_nm), persistent=False)
 
     def forward(self, network: Callable[[Tensor], Tensor]) -> Tensor:
@@ -115,47 +115,3 @@ def _spectral(config: ModelConfig, layout: Layout, width: int) -> nn.Module:
         return ByWavelength(layout)
     fixed = config.positions == "sincos"
     return Fixed(group_codes(layout.groups, width)) if fixed else _learned(layout.groups, width)
-
-
-def place_codes(side: int, width: int) -> Tensor:
-    """Return sines and cosines of x and y for each place, [S, D], zero where the group codes stand."""
-    half = (width - _code_width(width)) // 2
-    y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
-    codes = torch.cat([_waves(x.flatten(), half), _waves(y.flatten(), half)], 1)
-    return nn.functional.pad(codes, (0, width - codes.shape[1]))
-
-
-def group_codes(groups: int, width: int) -> Tensor:
-    """Return sines and cosines of the group's number, [T, D], zero where the place codes stand."""
-    codes = _waves(torch.arange(groups), _code_width(width))
-    return nn.functional.pad(codes, (width - codes.shape[1], 0))
-
-
-def _code_width(width: int) -> int:
-    """Return how much of the width tells the group: a quarter; from 512 on as SatMAE does, 256 of 768, 128 of 512."""
-    return width // 4 if width < 512 else 128 * math.ceil(width / 512)
-
-
-def _waves(at: Tensor, width: int) -> Tensor:
-    # float64: sin of a large argument in float32 differs between machines
-    rates = 10000.0 ** -(torch.arange(width // 2, dtype=torch.float64) / (width // 2))
-    angles = at.double()[:, None] * rates
-    return torch.cat([angles.sin(), angles.cos()], 1).float()
-
-
-def wave_features(waves_nm: tuple[tuple[float, float], ...]) -> Tensor:
-    """Return Fourier features [C, F] of the logarithms of centre wavelength and bandwidth."""
-    centre_C, width_C = torch.tensor(waves_nm, dtype=torch.float64).T
-    parts = []
-    for value_C, (low, high), octaves in (
-        (centre_C, _SPAN_NM, _WAVE_OCTAVES),
-        (width_C, _WIDTH_NM, _WIDTH_OCTAVES),
-    ):
-        # the logarithm: 10 nm are much in the blue and little in the infrared
-        within = (value_C.log() - math.log(low)) / math.log(high / low)
-        angles = within[:, None] * math.pi * 2.0 ** torch.arange(octaves, dtype=torch.float64)
-        parts += [angles.sin(), angles.cos()]
-    return torch.cat(parts, 1).float()
-
-
-WAVE_FEATURES = 2 * (_WAVE_OCTAVES + _WIDTH_OCTAVES)

@@ -22,6 +22,7 @@ from pipeline.sample import Label, Sample, Scratch
 from training.checkpoint import DataRecord, RunData, SetRecord
 from training.data import DataConfig, ShardSet, View
 from training.order import RULE
+from training.provenance import Provenance
 from training.reader import ShardReader
 from training.storage import Bucket, Folder, Storage, beside, fetch_series
 
@@ -152,7 +153,12 @@ def run_data(parts: Sequence[Part], normalise: NormalisationKind) -> RunData:
 def _set_record(reader: ShardReader, weight: float | None) -> SetRecord:
     made = reader.manifest
     return SetRecord(
-        name=made.name, path=reader.name, digest=made.digest(), samples=len(reader), weight=weight
+        name=made.name,
+        path=reader.name,
+        digest=made.digest(),
+        samples=len(reader),
+        weight=weight,
+        provenance=Provenance.of(made),
     )
 
 

@@ -96,11 +96,11 @@ class Tracker:
         if self.active:
             self._feeder.put(lambda feeder: feeder.send_up_to(step))
 
-    def register(self, weights: Path, tags: Mapping[str, str]) -> None:
-        """Make a file of weights a version of the model that `register_as` names."""
+    def register(self, export: Path, tags: Mapping[str, str]) -> None:
+        """Make an exported folder a version of the model that `register_as` names."""
         name = self.config.register_as
         if self.active and name:
-            self._feeder.put(lambda feeder: feeder.register(weights, name, tags))
+            self._feeder.put(lambda feeder: feeder.register(export, name, tags))
 
     def finish(self, complete: bool) -> None:
         """Say how the run ended; without it an exit counts as failed."""
@@ -227,10 +227,10 @@ class _Feeder(threading.Thread):
                 self._client.log_artifact(self._run_id, str(path), folder or None)
                 self._had[path] = (state.st_mtime_ns, state.st_size)
 
-    def register(self, weights: Path, name: str, tags: Mapping[str, str]) -> None:
-        """Make a file of the run a version of a registered model."""
+    def register(self, export: Path, name: str, tags: Mapping[str, str]) -> None:
+        """Make an exported folder of the run a version of a registered model."""
         self.describe()
-        mlflow_client.register(self._client, self._run_id, weights, name, tags)
+        mlflow_client.register(self._client, self._run_id, export, name, tags)
 
     def end(self, status: str, at_s: float) -> None:
         """Send what the end at a time has left, and close the MLflow run."""
@@ -258,8 +258,8 @@ def send_all(identity: RunIdentity, config: TrackingConfig, step: int, status: s
         ) from error
 
 
-def register(run: Path, weights: Path, name: str, tags: Mapping[str, str]) -> str:
-    """Make a file of weights a version of a registered model, where its run is recorded; returns what to tell.
+def register(run: Path, export: Path, name: str, tags: Mapping[str, str]) -> str:
+    """Make an exported folder a version of a registered model, where its run is recorded; returns what to tell.
 
     Raises `MissingInputError` where it is not recorded, or MLflow does not answer.
     """
@@ -270,7 +270,7 @@ def register(run: Path, weights: Path, name: str, tags: Mapping[str, str]) -> st
             f"{run} is not recorded in MLflow at {uri}. Run `python training/sync.py {run}` first."
         )
     try:
-        version = mlflow_client.register(mlflow_client.connect(uri), known["run_id"], weights, name, tags)
+        version = mlflow_client.register(mlflow_client.connect(uri), known["run_id"], export, name, tags)
     except mlflow_client.tracker_errors() as error:
         raise MissingInputError(
             f"MLflow at {uri} did not take it ({mlflow_client.first_cause(error)})."

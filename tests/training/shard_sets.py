@@ -52,6 +52,7 @@ class Kind:
     labels: LabelKind = "class"
     """What a label is; of pairs always a mask of what changed."""
     dates: Literal[1, 2] = 1
+    licence: str = "Made up for tests: CC0-1.0."
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -125,13 +126,14 @@ def write_shards(folder: Path, splits: dict[str, range], kind: Kind = SENTINEL2,
     scene = SceneRecord(
         id=kind.scene,
         reader="made",
-        acquired="",
+        acquired="2024-06-01T10:00:00Z",
         level=kind.level,
         tiles={k: len(v) for k, v in splits.items()},
+        licence=kind.licence,
     )
     manifest = Manifest(
         name=kind.name, contract=contract_of(kind), statistics=histograms.statistics(counted), splits=written,
-        scenes=(scene,), settings={}, code_version="test", notices=(), earlier=kind.earlier,
+        scenes=(scene,), settings={}, code_version="test", notices=(kind.licence,) if kind.licence else (), earlier=kind.earlier,
     )  # fmt: skip
     manifests.write(manifest, folder)
     return folder

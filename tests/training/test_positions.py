@@ -9,7 +9,8 @@ import torch
 
 from pipeline.errors import ConfigError
 from training.architecture import ModelConfig
-from training.positions import WAVE_FEATURES, Positions, group_codes, place_codes, wave_features
+from training.positions import Positions
+from training.spectral_backbone.codes import WAVE_FEATURES, group_codes, place_codes, wave_features
 from training.tokens import Layout
 
 EVEN = Layout.even(6, 24)
