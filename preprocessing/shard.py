@@ -70,7 +70,7 @@ COMMAND = console.Command(
 
 def main(argv: Sequence[str]) -> int:
     """Run the entry; returns the exit code."""
-    arguments = parser().parse_args(argv)
+    arguments = parser().parse_intermixed_args(argv)
     path, words = COMMAND.split(arguments.words)
     request = config.load(ShardConfig, path, words)
     if request.dask.is_given:

@@ -248,7 +248,7 @@ def read(words: Sequence[str]) -> DoctorConfig:
 def main(argv: Sequence[str]) -> int:
     """Run the entry; returns the exit code."""
     command = COMMAND.configured_by(DoctorConfig)
-    config = read(command.parser().parse_args(argv).words)
+    config = read(command.parser().parse_intermixed_args(argv).words)
     found = list(findings(config, World.from_env()))
     say(table(("what", "state", "used", "why"), [(f.what, f.state, f.used, f.why or "-") for f in found]))
     wrong = [f.what.strip() for f in found if f.state == PROBLEM]

@@ -254,7 +254,7 @@ def _numbers(found: NDArray[np.float32], seen: NDArray[np.bool_]) -> NDArray[np.
 def main(argv: Sequence[str]) -> int:
     """Run the entry; returns the exit code."""
     command = COMMAND.configured_by(PredictConfig)
-    path, words = command.split(command.parser().parse_args(argv).words)
+    path, words = command.split(command.parser().parse_intermixed_args(argv).words)
     config = load(PredictConfig, path, words)
     if config.output.suffix.lower() not in (".tif", ".tiff"):
         raise ConfigError(f"output {config.output} must end with .tif: a GeoTIFF is written.")

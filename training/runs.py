@@ -115,7 +115,7 @@ def main(
         "--dry-run", action="store_true", help="tell what the run would be and take, and stop"
     )
     parser.add_argument("--ranks", type=int, metavar="N", help="with --dry-run: as if started as N processes")
-    asked = parser.parse_args(argv)
+    asked = parser.parse_intermixed_args(argv)
     path, words = command.split(asked.words)
     config = load(model, path, words)
     # batch scripts ask this before they start, to find the markers

@@ -223,7 +223,7 @@ def _list(study: StudyConfig) -> str:
 
 def main(argv: Sequence[str]) -> int:
     """Run the entry; returns the exit code."""
-    asked = parser().parse_args(argv)
+    asked = parser().parse_intermixed_args(argv)
     path, words = COMMAND.split(asked.words)
     study = load(StudyConfig, path, words)
     if asked.cells:
