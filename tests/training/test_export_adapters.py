@@ -5,8 +5,11 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -14,9 +17,19 @@ import torch
 from tests.training.exports import S2, images_of, made, record
 from training.spectral_backbone import SpectralBackbone, load_backbone
 from training.spectral_backbone.adapters import Classifier, register_terratorch, register_timm
+from training.spectral_backbone.features import Pyramid
 from training.spectral_backbone.load import WEIGHTS
 
 Make = Callable[[], SpectralBackbone]
+
+
+def library(name: str) -> ModuleType:
+    """Return a library, or skip with the reason where it does not import."""
+    try:
+        return importlib.import_module(name)
+    # torchvision, which all of them need, raises RuntimeError where its build is not that of torch
+    except (ImportError, RuntimeError) as error:
+        pytest.skip(f"{name} does not import here ({error}); .ci/adapters.sh makes an environment for it")
 
 
 @pytest.fixture
@@ -41,8 +54,34 @@ def test_a_classifier_has_the_contract_of_timm(make: Make) -> None:
         model.reset_classifier(3, "token")
 
 
+def test_names_are_registered_as_both_libraries_ask(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    # what their registries do with an entry, where they are not installed: keep it by its name, call it with words
+    entries: dict[str, Callable[..., torch.nn.Module]] = {}
+    timm, terratorch = ModuleType("timm.models"), ModuleType("terratorch.registry")
+    timm.register_model = lambda entry: entries.setdefault(entry.__name__, entry)  # type: ignore[attr-defined]
+    terratorch.TERRATORCH_BACKBONE_REGISTRY = type(  # type: ignore[attr-defined]
+        "Registry",
+        (),
+        {"register": lambda _, entry: entries.setdefault(f"terratorch_{entry.__name__}", entry)},
+    )()
+    for module in (timm, terratorch):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        monkeypatch.setitem(sys.modules, module.__name__.split(".")[0], ModuleType("parent"))
+    register_timm("mine", make)
+    register_terratorch("mine", make)
+    image, of_timm = images_of(S2, 64), {"pretrained": True, "pretrained_cfg": None, "cache_dir": None}
+    assert entries["mine"](num_classes=4, in_chans=6, **of_timm)(image).shape == (2, 4)
+    maps = entries["mine"](features_only=True, out_indices=(1, 3), **of_timm)
+    assert (maps.out_indices, len(maps(image))) == ((1, 3), 2)
+    pyramid = entries["mine_pyramid"](features_only=True, out_indices=(0, 1, 2, 3), in_chans=6, **of_timm)
+    assert [x.shape[-1] for x in pyramid(image)] == [16, 8, 4, 2]
+    assert entries["terratorch_mine"](pretrained=True, out_indices=[0, 3]).out_channels == [96, 96]
+    with pytest.raises(ValueError, match="mine_pyramid gives features only"):
+        entries["mine_pyramid"](features_only=False)
+
+
 def test_timm_classifies_and_gives_features(make: Make) -> None:
-    timm = pytest.importorskip("timm", reason="timm is not installed: pip install timm")
+    timm = library("timm")
     register_timm("spectral_trial", make)
     image = images_of(S2, 64).float()
     assert timm.is_model("spectral_trial")
@@ -62,13 +101,12 @@ def test_timm_classifies_and_gives_features(make: Make) -> None:
 
 @pytest.mark.parametrize("decoder", ["Unet", "UPerNet", "FPN"])
 def test_segmentation_models_take_the_pyramid(make: Make, decoder: str) -> None:
-    smp = pytest.importorskip(
-        "segmentation_models_pytorch", reason="segmentation-models-pytorch is not installed"
-    )
+    smp = library("segmentation_models_pytorch")
     register_timm("spectral_trial", make)
     model = getattr(smp, decoder)("tu-spectral_trial_pyramid", encoder_weights=None, in_channels=6, classes=3)
     image = images_of(S2, 64).float()
     assert model(image).shape == (2, 3, 64, 64)
+    assert torch.equal(model.encoder(image)[-4], Pyramid(make())(image)[0])
     model(image).square().mean().backward()
     slope = model.encoder.model.backbone.blocks[0].attention.qkv.weight.grad
     assert slope is not None
@@ -77,9 +115,7 @@ def test_segmentation_models_take_the_pyramid(make: Make, decoder: str) -> None:
 
 @pytest.mark.slow
 def test_torchgeo_classifies_and_segments(make: Make) -> None:
-    trainers = pytest.importorskip(
-        "torchgeo.trainers", reason="torchgeo is not installed: pip install torchgeo"
-    )
+    trainers = library("torchgeo.trainers")
     register_timm("spectral_trial", make)
     image = images_of(S2, 64).float()
     task = trainers.ClassificationTask(
@@ -114,10 +150,8 @@ def test_torchgeo_classifies_and_segments(make: Make) -> None:
     ],
 )
 def test_terratorch_builds_on_it(make: Make, decoder: str, words: dict[str, object]) -> None:
-    factories = pytest.importorskip(
-        "terratorch.models", reason="terratorch is not installed: pip install terratorch"
-    )
-    registry = pytest.importorskip("terratorch.registry")
+    factories = library("terratorch.models")
+    registry = library("terratorch.registry")
     register_terratorch("spectral_trial", make)
     maps = registry.BACKBONE_REGISTRY.build("spectral_trial", out_indices=[0, 1, 2, 3])
     image = images_of(S2, 64).float()

@@ -51,7 +51,8 @@ def load_backbone(
     backbone = SpectralBackbone(plan, _scaling(record, found))
     backbone.config, backbone.adapted = config, found.told + _told(record, plan)
     try:
-        backbone.load_state_dict(_state(weights, config, name, found, plan))
+        # assigned, not copied: the drawn weights that it replaces need no care, wherever they are
+        backbone.load_state_dict(_state(weights, config, name, found, plan), assign=True)
     except (RuntimeError, KeyError) as error:
         raise BackboneError(f"{at / WEIGHTS} does not fit {CONFIG}: {error}. Export it again.") from error
     return backbone.eval()
