@@ -30,6 +30,7 @@ VIOLATIONS = {
     "fsspec is imported in training.remote only": ("training/rogue.py", "fsspec.core"),
     "scikit-learn is imported in training.plain only": ("training/rogue.py", "sklearn.svm"),
     "spyndex is imported in preprocessing.standard_indices only": ("preprocessing/rogue.py", "spyndex"),
+    "what an export carries imports torch and safetensors only": ("training/spectral_backbone/rogue.py", "pipeline"),
 }
 # fmt: on
 
@@ -43,7 +44,7 @@ def settings() -> configparser.ConfigParser:
 
 def tree(folder: Path, **modules: str) -> Path:
     """Make a tiny project with the real contracts: one module `name` of each path in `modules`."""
-    for package in PACKAGES:
+    for package in (*PACKAGES, "training/spectral_backbone"):
         (folder / package).mkdir(parents=True)
         (folder / package / "__init__.py").write_text("")
     for path, text in modules.items():
@@ -77,7 +78,7 @@ def test_a_broken_contract_is_reported(tmp_path: Path, contract: str) -> None:
 def test_the_one_file_for_each_library_is_allowed(tmp_path: Path) -> None:
     allowed = {
         "zero": "deepspeed",
-        "tracking": "mlflow",
+        "mlflow_client": "mlflow",
         "attention": "xformers",
         "predict": "zarr, rasterio",
         "plain": "sklearn",
@@ -85,6 +86,7 @@ def test_the_one_file_for_each_library_is_allowed(tmp_path: Path) -> None:
     }
     modules = {f"training/{module}.py": f"import {names}\n" for module, names in allowed.items()}
     modules["preprocessing/standard_indices.py"] = "import spyndex\n"
+    modules["training/spectral_backbone/adapters.py"] = "import timm, terratorch\n"
     done = lint_imports(tree(tmp_path, **modules))
     assert done.returncode == 0, done.stdout
 
@@ -110,7 +112,7 @@ def test_everything_imported_is_declared(settings: configparser.ConfigParser) ->
     foreign = set(third_party_imports()) - set(sys.stdlib_module_names) - set(PACKAGES)
     extras = settings["options.extras_require"]
     known = declared(settings["options"]["install_requires"]).union(
-        *(declared(extras[name]) for name in ("cuda", "spyndex", "baselines", "remote"))
+        *(declared(extras[name]) for name in ("adapters", "cuda", "spyndex", "baselines", "remote"))
     )
     # parts of pydantic, of dask[distributed] and of s3fs
     known |= {"pydantic_core", "distributed", "botocore"}

@@ -99,7 +99,7 @@ def test_timm_classifies_and_gives_features(make: Make) -> None:
         timm.create_model("spectral_trial", drop_path_rate=0.1)
 
 
-@pytest.mark.parametrize("decoder", ["Unet", "UPerNet", "FPN"])
+@pytest.mark.parametrize("decoder", ["Unet", "UPerNet", "FPN", "Segformer"])
 def test_segmentation_models_take_the_pyramid(make: Make, decoder: str) -> None:
     smp = library("segmentation_models_pytorch")
     register_timm("spectral_trial", make)
