@@ -63,7 +63,7 @@ def parser() -> argparse.ArgumentParser:
     made = COMMAND.parser()
     one = made.add_mutually_exclusive_group()
     one.add_argument("--list", action="store_true", help="list the cells and their runs, and stop")
-    one.add_argument("--cell", type=int, metavar="N", help="run cell N only, from 0")
+    one.add_argument("--cell", metavar="N", help="run one cell only: its number, from 0, or its name")
     one.add_argument("--cells", action="store_true", help="print the number of cells, and stop")
     one.add_argument("--report", action="store_true", help="tell what is done so far, and stop")
     made.add_argument("--jobs", type=int, default=1, metavar="N", help="cells at a time (default: 1)")
@@ -116,7 +116,7 @@ def run_all(study: StudyConfig, asked: Sequence[str], jobs: int) -> int:
     def one(number: int) -> int:
         if STOP.received:
             return EXIT_INTERRUPTED
-        command = [sys.executable, str(ROOT / "training/study.py"), *asked, "--cell", str(number)]
+        command = [sys.executable, str(ROOT / "training/study.py"), *asked, "--cell", cells[number].name]
         log = study.output / "logs" / f"{cells[number].name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("a") as stream:
@@ -241,11 +241,12 @@ def main(argv: Sequence[str]) -> int:
     return code
 
 
-def _one(study: StudyConfig, number: int) -> int:
-    cells = study.cells()
-    if not 0 <= number < len(cells):
-        raise ConfigError(f"there is no cell {number}: the study has cells 0 to {len(cells) - 1} (--list).")
-    return EXIT_DONE if work(cells[number], say) else EXIT_INTERRUPTED
+def _one(study: StudyConfig, asked: str) -> int:
+    # by name too: a row that is added while a study runs must not give numbers another meaning
+    cells = {name: cell for n, cell in enumerate(study.cells()) for name in (str(n), cell.name)}
+    if asked not in cells:
+        raise ConfigError(f"there is no cell {asked}: the study has cells 0 to {len(cells) // 2 - 1} (--list).")
+    return EXIT_DONE if work(cells[asked], say) else EXIT_INTERRUPTED
 
 
 if __name__ == "__main__":
