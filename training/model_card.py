@@ -10,7 +10,7 @@ from pipeline.errors import ContractError, PipelineError
 from pipeline.manifest import read
 from training import journal
 from training.architecture import SIZES
-from training.checkpoint import DataRecord, SetRecord, State
+from training.checkpoint import DataRecord, SetRecord, State, newest, read_state
 from training.names import METRICS, meaning
 from training.provenance import Provenance
 
@@ -32,10 +32,11 @@ class Licences:
     @classmethod
     def of(cls, state: State, named: str | None) -> Licences:
         """Collect those of all sets of a run; raises `ContractError` where one states none and none is named."""
-        found = {one: provenance(one) for one in state.data.sets}
+        sets, lost = sources(state)
+        found = {one: provenance(one) for one in sets}
+        unlabelled = list(dict.fromkeys(s.name for s, p in found.items() if p is None or p.unlabelled))
         # a checkpoint of format 1 does not even name its sets
-        unlabelled = [s.name for s, p in found.items() if p is None or p.unlabelled]
-        unlabelled += [] if found else ["the shard set"]
+        unlabelled += lost if found else ["the shard set"]
         if unlabelled and not named:
             raise ContractError(
                 f"no licence is known for scenes of {', '.join(unlabelled)}, so these weights cannot say whose data"
@@ -50,6 +51,19 @@ class Licences:
         yield from self.notices
         if self.unlabelled:
             yield f"{', '.join(self.unlabelled)}: {self.named} (stated at export; the source states none)."
+
+
+def sources(state: State) -> tuple[list[SetRecord], list[str]]:
+    """Return the sets that trained weights, those of the weights they began from too, and what cannot be known."""
+    sets, seen = list(state.data.sets), set[str]()
+    while (init := state.config.get("init")) and init not in seen:
+        seen.add(init)
+        try:
+            state = read_state(newest(Path(init)))
+        except PipelineError:
+            return sets, [f"the weights it began from, {init}, which are no longer there"]
+        sets += [one for one in state.data.sets if one.digest not in {s.digest for s in sets}]
+    return sets, []
 
 
 def provenance(one: SetRecord) -> Provenance | None:
@@ -131,11 +145,12 @@ def _contract(sensor: str, record: DataRecord) -> str:
 
 
 def _data(state: State, licences: Licences) -> str:
-    rows = [_source(one, provenance(one)) for one in state.data.sets]
+    rows = [_source(one, provenance(one)) for one in sources(state)[0]]
     head = ("shard set", "digest", "samples", "weight", "scenes", "read by", "acquired")
     notices = "\n".join(f"- {line}" for line in licences.lines())
     return (
-        f"## Training data\nDigest of all that was read, in its shares and order: `{state.data.digest}`.\n\n"
+        f"## Training data\nDigest of all that was read, in its shares and order: `{state.data.digest}`."
+        " Sets of the weights that training began from stand here too.\n\n"
         f"{_table(head, rows)}\n\n### Licences and notices\nTerms of the data; keep them with the weights.\n\n{notices}\n"
     )
 

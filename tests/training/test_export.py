@@ -123,6 +123,28 @@ def test_a_mix_with_an_unlabelled_licence_is_refused_unless_named(
     assert config["licences"][0] == COPERNICUS
 
 
+def test_the_data_of_the_weights_that_a_run_began_from_counts_too(
+    trained: Path, make_shards: Callable[..., Path], tmp_path: Path
+) -> None:
+    other = make_shards("sen", Kind(name="sen", scene="sen", licence=COPERNICUS), train=range(12, 24))
+    begun = Path(shutil.copytree(trained / "whole", tmp_path / "begun"))
+    words = [
+        f"output={tmp_path}",
+        f"data.shards={other}",
+        *SMALL,
+        "panel_images=0",
+        "steps=2",
+        f"init={begun}",
+    ]
+    assert run_cases(tmp_path, [("pretrain", [*words, "name=later"])]) == [True]
+    text = (export(tmp_path / "later", tmp_path / "out") / "README.md").read_text()
+    assert f"- {COPERNICUS}\n- Made up for tests: CC0-1.0." in text
+    assert text.index("| sen |") < text.index("| made |")
+    shutil.rmtree(begun)
+    with pytest.raises(ContractError, match=r"the weights it began from, .*begun, which are no longer there"):
+        export(tmp_path / "later", tmp_path / "again")
+
+
 def test_a_checkpoint_of_before_sources_were_recorded_asks_the_sets(
     trained: Path, shards: Path, tmp_path: Path
 ) -> None:
