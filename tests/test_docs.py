@@ -106,7 +106,9 @@ def named_keys(text: str, known: set[str]) -> Iterator[str]:
     quoted = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE))
     for word in " ".join([*quoted, *blocks(text, "bash")]).split():
         name, equals, _ = word.strip("'\"").partition("=")
-        dotted = name.partition(".")[0] in groups and "." in name and not name.endswith((".py", ".safetensors"))
+        dotted = (
+            name.partition(".")[0] in groups and "." in name and not name.endswith((".py", ".safetensors"))
+        )
         if re.fullmatch(r"[a-z_]+(\.[a-z_]+)*", name) and (equals or dotted):
             yield name
 

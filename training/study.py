@@ -245,7 +245,9 @@ def _one(study: StudyConfig, asked: str) -> int:
     # by name too: a row that is added while a study runs must not give numbers another meaning
     cells = {name: cell for n, cell in enumerate(study.cells()) for name in (str(n), cell.name)}
     if asked not in cells:
-        raise ConfigError(f"there is no cell {asked}: the study has cells 0 to {len(cells) // 2 - 1} (--list).")
+        raise ConfigError(
+            f"there is no cell {asked}: the study has cells 0 to {len(cells) // 2 - 1} (--list)."
+        )
     return EXIT_DONE if work(cells[asked], say) else EXIT_INTERRUPTED
 
 
