@@ -4,7 +4,8 @@
                  slurm/*.sh ── configs/*.yaml
                       │
  preprocessing/  archives -> Zarr -> shards       training/  shards -> weights -> scores
-   simulate shard show verify (entries)             pretrain finetune predict study compare export status sync doctor (entries)
+   simulate shard show verify (entries)             pretrain finetune predict study compare export show (entries)
+                                                    status sync doctor (entries)
    settings files labelling splits scenes           loop runs world guards engine checkpoint
    locations readers/* markup checksums finding     stream order sets reader data inputs
    selection duplicates rounds planning             tokens masking chosen model schedule
@@ -19,7 +20,7 @@
                                                     memory zero mlflow_client identity
                                                     ledger machine names seeds curves page
                                                     scored protocol evidence model_card provenance
-                                                    spectral_backbone/*
+                                                    spectral_backbone/* looking
                       └────────────┬─────────────────────┘
    pipeline/   histogram -> manifest -> contract -> sample ; saliency ; indices -> formulas
                sensors ; keys ; lock -> console -> config -> reference ; errors

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from pipeline.console import Command, run, say, table
 from pipeline.contract import DataContract
-from training import checkpoint, masking, panels, runs, stages
+from training import checkpoint, looking, masking, panels, runs, stages
 from training.architecture import ModelConfig
 from training.chosen import Chosen
 from training.data import Batch, View, make_view
@@ -44,8 +44,7 @@ from training.probing import Probe, ProbeConfig
 from training.schedule import decay_groups
 from training.sets import Part, open_families, run_data
 from training.stream import ShardStream
-from training.targets import picture
-from training.tokens import Layout, to_cubes
+from training.tokens import Layout
 from training.world import World, to_device
 
 COMMAND = Command(
@@ -75,7 +74,9 @@ class PretrainConfig(runs.RunConfig):
     probe: ProbeConfig | None = None
     """Score the encoder on a labelled set on the way; null does not."""
     panel_images: int = Field(default=4, ge=0)
-    """Images in the reconstruction panel written at the end; 0 writes none."""
+    """Images in the panels of what is shown and restored, written on the way and at the end; 0 writes none."""
+    panel_every_steps: int = Field(default=5000, ge=1)
+    """Steps between panels; the end always has one."""
 
     @model_validator(mode="after")
     def _whole_sums(self) -> PretrainConfig:
@@ -139,12 +140,14 @@ class Pretraining:
 
     def choose(self, batch: Batch) -> Choice:
         """Choose the shown cubes of a batch: a pure function of (seed, sample, epoch, saliency, lambda(step))."""
+        return masking.choose(self.draw(batch), batch.valid_BS)
+
+    def draw(self, batch: Batch) -> masking.Draw:
+        """Return what decides the masks of a batch at its step."""
         config, layout = self.config.masking, self.inputs[batch.sensor].layout
         keys = masking.Keys(self.config.seed, batch.ids, batch.epoch)
         strength = masking.strength(config, batch.step, self.span.warmup, self.span.total)
-        return masking.choose(
-            masking.Draw(keys, batch.saliency_BS, layout.groups, strength, config), batch.valid_BS
-        )
+        return masking.Draw(keys, batch.saliency_BS, layout.groups, strength, config)
 
     def flops(self) -> int:
         """Return the operations of the first step over all ranks."""
@@ -176,7 +179,9 @@ class Pretraining:
         return image_BCHW, chosen, batch.sensor
 
     def measure(self, step: int, engine: Engine) -> dict[str, float]:
-        """Probe the encoder every so many steps and at the end, where that is asked for."""
+        """Probe the encoder every so many steps and at the end, where that is asked for; draw panels on the way."""
+        if step % self.config.panel_every_steps == 0 and step != self.span.total:
+            self._panels(engine, step, f"-step-{step:08d}")
         asked = self.config.probe
         if not (asked and self.probe) or (step % asked.every_steps and step != self.span.total):
             return {}
@@ -204,12 +209,7 @@ class Pretraining:
     def finish(self, engine: Engine) -> str:
         """Draw what was shown, predicted and there; say what to do next."""
         config = self.config
-        for sensor in self.inputs if config.panel_images else ():
-            name = "reconstruction" if len(self.inputs) == 1 else f"reconstruction-{sensor}"
-            path = config.folder / "panels" / f"{name}.png"
-            rows = self._panel_rows(engine, sensor)
-            if self.world.main:
-                panels.reconstruction(rows, path)
+        self._panels(engine, self.span.total)
         return (
             f"weights: {config.folder}/checkpoints\n"
             f"fine-tune: python training/finetune.py {' '.join(self._next_words())}\n"
@@ -225,27 +225,16 @@ class Pretraining:
         words.append(shlex.quote(config.data.word) if labelled else "data.shards=/path/to/labelled/shards")
         return [*words, f"batch.size={min(config.batch.size, 256)}"]
 
-    @torch.no_grad()
-    def _panel_rows(self, engine: Engine, sensor: str) -> list[panels.Row]:
-        """Reconstruct the first images of a sensor's last step; colours are on the `minmax` scale."""
-        # the last step's: its masks are those of the curriculum's end
-        batch, mine = self.stream[self.stream.last(sensor, self.span.total)], self.inputs[sensor]
-        image, chosen, _ = self._given(batch, self.choose(batch), slice(0, self.config.panel_images))
-        predicted = engine.module(image, chosen, sensor).predicted_BMP
-        target, source = self.config.model.target, self.model.source(image, sensor)
-        reconstructed = picture(source, chosen, predicted, target, mine.layout)
-        unit_BCHW = mine.to_unit(image)
-        columns = {
-            "shown": picture(to_cubes(unit_BCHW, mine.layout), chosen, None, target, mine.layout),
-            # targets of unit scale are made from images of unit scale
-            "reconstructed": reconstructed if self.model.to_unit else mine.to_unit(reconstructed),
-            "original": unit_BCHW,
-        }
-        bands = mine.record.rgb()
-        return [
-            {k: v[i][bands].permute(1, 2, 0).cpu().numpy() for k, v in columns.items()}
-            for i in range(len(image))
-        ]
+    def _panels(self, engine: Engine, step: int, ending: str = "") -> None:
+        """Draw the first images of each sensor's last step up to `step`, with the masks of that step; collective."""
+        for sensor in self.inputs if self.config.panel_images else ():
+            batch = self.stream[self.stream.last(sensor, step)]
+            engine.module.eval()
+            found = looking.look(self, engine.module, batch, self.config.panel_images)
+            engine.module.train()
+            name = "reconstruction" if len(self.inputs) == 1 else f"reconstruction-{sensor}"
+            if self.world.main:
+                panels.reconstruction(found, self.config.folder / "panels" / f"{name}{ending}.png")
 
 
 def pretrain(config: PretrainConfig, world: World) -> bool:

@@ -39,7 +39,7 @@ from training.watch import GuardsConfig
 from training.world import World
 
 _FREE = ("output", "name", "stop_at", "resume", "tracking", "save_every_steps", "keep_last", "keep_every_steps",
-         "data.workers", "data.verify", "data.cache", "data.timeout_s", "data.shards", "panel_images", "engine.timeout_s", "batch.micro",
+         "data.workers", "data.verify", "data.cache", "data.timeout_s", "data.shards", "panel_images", "panel_every_steps", "engine.timeout_s", "batch.micro",
          "engine.zero_stage", "guards", "save_failure", "dry_run")  # fmt: skip
 """Keys that may change on the way: what is trained on, and what comes of it, stays the same."""
 PLAN = "plan.json"

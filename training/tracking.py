@@ -215,6 +215,7 @@ class _Feeder(threading.Thread):
         mlflow_client.send_metrics(self._client, self._run_id, lines)
         self._sent = max(step, self._sent)
         self._remember()
+        self._send_files()  # panels that were drawn on the way
         saved = self.identity.checkpoint()
         if saved:
             self._client.log_dict(self._run_id, saved, "checkpoint/manifest.json")

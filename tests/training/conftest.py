@@ -58,7 +58,7 @@ def trained(shards: Path, mixed: str, tmp_path_factory: pytest.TempPathFactory) 
     """An output folder of finished single-process runs."""
     output = tmp_path_factory.mktemp("trained")
     common = [f"output={output}", f"data.shards={shards}"]
-    cases: list[Case] = [("pretrain", [*common, *SMALL, "name=whole"])]
+    cases: list[Case] = [("pretrain", [*common, *SMALL, "name=whole", "panel_every_steps=15"])]
     for stage in (0, 1, 2, 3):
         words = [*common, *SMALL, f"name=stage{stage}", f"engine.zero_stage={stage}", "panel_images=0"]
         cases += [("pretrain", [*words, "stop_at=10"]), ("pretrain", words)]

@@ -22,18 +22,37 @@ def flat(*rgb: float) -> np.ndarray:
     return np.broadcast_to(np.array(rgb, np.float32), (8, 8, 3))
 
 
-def test_a_panel_shows_every_image_in_its_colours(tmp_path: Path) -> None:
-    rows = [
-        {"shown": flat(1, 0, 0), "original": flat(0, 1, 0)},
-        {"shown": flat(0, 0, 1), "original": flat(0, 3, -1)},  # clipped to the green above it
+def made(key: str, *layers: np.ndarray) -> panels.Shown:
+    named = {f"layer {n}": panels.Layer(values) for n, values in enumerate(layers)}
+    spectra = panels.Spectra([490.0, 665.0], [np.array([0.1, 0.2])], [np.array([0.1, 0.3])])
+    return panels.Shown(key, named, [(4, 4)], spectra)
+
+
+def test_a_panel_shows_every_image_in_its_colours_with_marks_and_spectra(tmp_path: Path) -> None:
+    images = [
+        made("a", flat(1, 0, 0), flat(0, 1, 0)),
+        made("b", flat(0, 0, 1), flat(0, 3, -1)),  # clipped to the green above it
     ]
-    path = panels.reconstruction(rows, tmp_path / "new" / "panel.png")
+    path = panels.reconstruction(images, tmp_path / "new" / "panel.png")
     assert path == tmp_path / "new" / "panel.png"
     red, blue, green = (share(path, c) for c in ((1, 0, 0), (0, 0, 1), (0, 1, 0)))
     assert red == pytest.approx(blue, rel=0.05)
     assert green == pytest.approx(2 * red, rel=0.05)
-    assert red > 0.1
+    assert red > 0.08
+    # the mark, and lines of its colour, original and restored
+    assert share(path, "tab:red") > 0.0005
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_numbers_have_the_colours_of_their_span(tmp_path: Path) -> None:
+    low, high = ({"n": panels.Layer(np.full((8, 8), value), "gray", (0.0, 1.0))} for value in (0.0, 1.0))
+    spectra = panels.Spectra([490.0], [], [])
+    paths = [
+        panels.reconstruction([panels.Shown("k", layers, [], spectra)], tmp_path / f"{n}.png")
+        for n, layers in enumerate((low, high))
+    ]
+    assert share(paths[0], (0, 0, 0)) > 0.15
+    assert share(paths[1], (0, 0, 0)) < 0.05
 
 
 @pytest.mark.parametrize("points", [[(1, 2.0), (2, 1.0)], [(1, 2.0)]], ids=["curve", "one point"])
