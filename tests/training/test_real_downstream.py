@@ -76,7 +76,7 @@ def test_each_labelled_pixel_of_whole_cities_is_scored_once(sets: Path, real_dat
     words = [f"data.shards={sets}/change", "task=change", "name=x", "model.size=tiny", "init=null"]
     setup = Setup(load(FinetuneConfig, None, words), World(), None)
     # what is said decides nothing here
-    tally = setup.score(lambda batch: torch.zeros(len(batch.keys), 2, 96, 96), setup.validation(8))
+    tally = setup.score(lambda batch: torch.zeros(len(batch.keys), 2, 96, 96), setup.validation(8)).tally
     (path,) = (real_data / "oscd/labels" / CITIES[1]).rglob("*.tif")
     with rasterio.open(path) as raster:
         codes = raster.read(1)
