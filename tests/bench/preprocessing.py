@@ -150,14 +150,14 @@ def tif(folder: Path) -> list[Ratio]:
 
 
 def processes(folder: Path) -> list[Ratio]:
-    """The real OSCD scenes, six times over, with one worker process and with two: fewer scenes would time starting."""
+    """The real OSCD scenes, three times over, with one worker process and with two: fewer scenes would time starting."""
     for city in (REAL_DATA / "oscd/images").iterdir() if not (folder / "cities").exists() else ():
-        for copy in range(6):
+        for copy in range(3):
             # a scene is called by its city
             shutil.copytree(city, folder / "cities/images" / f"{city.name}{copy}")
     words = [str(ROOT / "configs/shard/oscd.yaml"), f"scenes={folder / 'cities'}", "duplicates=keep"]
     one, two = (run(folder / f"workers-{n}", *words, f"workers={n}") for n in (1, 2))
-    return [ratio("OSCD, six times: one process / two", one, two, 1.7, wall_s)]
+    return [ratio("OSCD, three times: one process / two", one, two, 1.7, wall_s)]
 
 
 def bytes_stored(folder: Path) -> list[Ratio]:

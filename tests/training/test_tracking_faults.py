@@ -50,10 +50,14 @@ os._exit(0)  # a thread that still waits for the server must not keep the test
 
 def life(run: Path, uri: str, first: int, last: int) -> tuple[float, float]:
     """Log steps in a process of its own; returns the longest call and the time that the end took."""
-    quick = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "1", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+    quick = {
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "1",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+        "PYTHONPATH": str(ROOT),
+    }
     words = [sys.executable, "-W", "ignore", "-c", CODE, str(run), uri, str(first), str(last)]
     done = subprocess.run(
-        words, cwd=ROOT, env=os.environ | quick, capture_output=True, text=True, timeout=120
+        words, cwd=run.parent, env=os.environ | quick, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
     longest_s, ending_s = map(float, done.stdout.split())
