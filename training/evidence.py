@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.errors import ContractError
 from pipeline.keys import hash_text
 from training.scored import Tally
 
@@ -54,15 +55,37 @@ class Comparison:
     """Number of those seeds."""
 
 
+def _common_scenes(runs: Mapping[str, Mapping[int, OfScene]]) -> list[str]:
+    """Return the scenes that all runs were scored on, in order of names; pairs of other scenes would be none."""
+    scored = {f"{row}-s{seed}": sorted(one) for row, seeds in runs.items() for seed, one in seeds.items()}
+    first, scenes = next(iter(scored.items()))
+    for run, mine in scored.items():
+        if mine != scenes:
+            raise ContractError(
+                f"{run} was scored on {len(mine)} scenes, {first} on {len(scenes)}, and they are not the same: the"
+                " shard set was made anew in between. Give the study another `output`."
+            )
+    return scenes
+
+
 class Evidence:
     """The runs of one task: row -> seed -> scene -> tally."""
 
     def __init__(
         self, runs: Mapping[str, Mapping[int, OfScene]], groups: Mapping[str, str] | None, score: Score
     ) -> None:
-        """groups: scene -> group; None: each scene for itself."""
+        """groups: scene -> group; None: each scene for itself.
+
+        Raises `ContractError` where runs were scored on other scenes, or a scene has no group.
+        """
         self._runs, self._score = runs, score
-        scenes = sorted({s for seeds in runs.values() for of_scene in seeds.values() for s in of_scene})
+        scenes = _common_scenes(runs)
+        lacking = [scene for scene in scenes if groups is not None and scene not in groups]
+        if lacking:
+            raise ContractError(
+                f"{len(lacking)} of {len(scenes)} scenes have no group, {lacking[0]} for one: add them to the study's"
+                " `groups`."
+            )
         members: dict[str, list[str]] = {}
         for scene in scenes:
             members.setdefault(scene if groups is None else groups[scene], []).append(scene)

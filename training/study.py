@@ -213,9 +213,9 @@ def _told(row: Comparison) -> tuple[str, ...]:
 
 
 def _list(study: StudyConfig) -> str:
-    rows = []
+    rows, scratch = [], _scratch(study)
     for number, cell in enumerate(study.cells()):
-        for step in cell.steps(_scratch(study)):
+        for step in cell.steps(scratch):
             done = "done" if (study.output / step.name / COMPLETE).exists() else "to do"
             rows.append((str(number), step.name, done, f"training/{step.entry}.py {step.config}"))
     return table(("cell", "run", "state", "entry"), rows)

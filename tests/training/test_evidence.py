@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.errors import MissingInputError
+from pipeline.errors import ContractError, MissingInputError
 from tests.training.shard_sets import SENTINEL2, contract_of
 from training import scored
 from training.evidence import Evidence
@@ -73,6 +73,15 @@ def test_seeds_that_only_one_row_has_are_no_pairs() -> None:
     found = {"reference": runs(0.60, 3), "other": runs(0.61, 2), "none": {}}
     _, other = Evidence(found, None, mean).compare("reference", 200)
     assert (other.seeds, other.pairs) == (2, 2)
+
+
+def test_runs_of_other_scenes_and_scenes_without_a_group_are_refused() -> None:
+    found = {"reference": runs(0.60, 2), "other": runs(0.61, 1, scenes=39)}
+    with pytest.raises(ContractError, match="other-s0 was scored on 39 scenes, reference-s0 on 40"):
+        Evidence(found, None, mean)
+    groups = {f"scene_{n}": "one" for n in range(39)}
+    with pytest.raises(ContractError, match="1 of 40 scenes have no group, scene_39 for one"):
+        Evidence({"reference": runs(0.60, 2)}, groups, mean)
 
 
 def test_tallies_of_scenes_add_up_to_the_split_whoever_counts_them(tmp_path: Path) -> None:
