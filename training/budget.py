@@ -6,17 +6,16 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from pipeline.console import clock, table
+from training.engine import DTYPES
 from training.flops import measure_peak
 from training.runs import RunConfig
 from training.world import World
 
 USUAL_SHARE = 0.4
 """Of the device's best matrix product, what a step of a transformer commonly comes to."""
-_WEIGHT_BYTES = {"fp32": 4, "bf16": 2}
 _MASTER_BYTES, _MOMENT_BYTES = 4, 8
 
 
@@ -57,7 +56,7 @@ def told(load: Load, config: RunConfig, world: World) -> str:
 
 def state_bytes(parameters: int, trained: int, stage: int, ranks: int, precision: str) -> float:
     """Return what weights, gradients and AdamW's state take on a rank."""
-    each = _WEIGHT_BYTES[precision]
+    each = DTYPES[precision].itemsize
     # stage 0 updates the weights themselves, the others a float32 copy that is shared out
     states = trained * (_MOMENT_BYTES / 1 if stage == 0 else (_MASTER_BYTES + _MOMENT_BYTES) / ranks)
     gradients = trained * each / (ranks if stage >= 2 else 1)
@@ -65,7 +64,7 @@ def state_bytes(parameters: int, trained: int, stage: int, ranks: int, precision
 
 
 def _work(load: Load, precision: str, world: World) -> list[tuple[str, str]]:
-    peak = measure_peak(world.device, torch.bfloat16 if precision == "bf16" else torch.float32)
+    peak = measure_peak(world.device, DTYPES[precision])
     seconds = load.flops * load.steps / (USUAL_SHARE * peak * world.size)
     return [
         (

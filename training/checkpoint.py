@@ -34,11 +34,9 @@ from pipeline.errors import (
     CorruptDataError,
     MissingInputError,
     OutputError,
-    PipelineError,
     TrainingError,
 )
 from pipeline.manifest import write_atomically
-from training.engine import Engine
 from training.guards import COMPLETE
 from training.provenance import Provenance
 from training.sealed import MANIFEST, seal, verify
@@ -145,34 +143,18 @@ class Store:
         """Where they lie."""
         return self.run / "checkpoints"
 
-    def save(self, engine: Engine, state: State) -> Path:
-        """Write a checkpoint of `state`; collective. The older ones stay until the new one is whole.
+    def write(self, snapshot: Snapshot, state: State) -> None:
+        """Write a checkpoint, on rank 0. The older ones stay until the new one is whole.
 
-        Raises on all ranks `OutputError` where it cannot be written, `TrainingError` where weights are not finite.
+        Raises `OutputError` where it cannot be written, `TrainingError` where weights are not finite.
         """
-        final, snapshot = self._place(state.step), engine.snapshot()
-        problem: PipelineError | None = None
-        if self.world.main:
-            try:
-                self._write(final, snapshot, state)
-            except PipelineError as error:
-                problem = error
-        # told to all: the others would wait for rank 0 until their time is over
-        told = self.world.gather(problem)[0]
-        if isinstance(told, PipelineError):
-            raise told
-        return final
-
-    def _place(self, step: int) -> Path:
-        return self.folder / f"step-{step:08d}"
-
-    def _write(self, final: Path, snapshot: Snapshot, state: State) -> None:
         # a good checkpoint is never replaced by a bad one
         for name in not_finite(snapshot):
             raise TrainingError(
                 f"{name} is not finite after step {state.step}: nothing is saved, the checkpoint before stays."
                 " Lower optimiser.base_lr and give the same command again with resume=changed."
             )
+        final = self.folder / f"step-{state.step:08d}"
         partial = self.folder / f".{final.name}.partial"
         with _told(final, partial):
             partial.mkdir(parents=True)

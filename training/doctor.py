@@ -30,7 +30,7 @@ from pipeline.errors import EXIT_DONE, EXIT_FAILURE, MissingPackageError, Pipeli
 from training import mlflow_client
 from training.attention import ATTENTIONS, backend, naive
 from training.data import DataConfig
-from training.engine import EngineConfig
+from training.engine import DTYPES, EngineConfig
 from training.flops import measure_peak
 from training.sets import open_families
 from training.tracking import TrackingConfig
@@ -144,7 +144,7 @@ def _device(world: World) -> Iterator[Finding]:
 
 def _precision(engine: EngineConfig, world: World) -> Iterator[Finding]:
     precision = engine.resolve(world.device)
-    peak = measure_peak(world.device, torch.bfloat16 if precision == "bf16" else torch.float32)
+    peak = measure_peak(world.device, DTYPES[precision])
     chosen = "bf16 on GPUs that have it, fp32 elsewhere" if engine.precision == "auto" else "as configured"
     yield Finding(
         "precision", OK, f"{precision}, {peak / 1e12:.2f} TFLOP/s in a large matrix product", chosen

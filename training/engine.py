@@ -33,8 +33,9 @@ class EngineConfig(Config):
     zero_stage: Literal["auto", 0, 1, 2, 3] = "auto"
     """ZeRO: 1 shares the optimiser's state among the ranks, 2 also gradients, 3 also parameters; auto: 1, but 0 for one
     rank in fp32, which has nobody to share with and saves a copy of the weights."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto: bf16 on GPUs that have it, fp32 elsewhere (bf16 is several times slower on plain CPUs)."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """auto: bf16 on GPUs that have it, fp32 elsewhere (bf16 is several times slower on plain CPUs). fp16 is for GPUs
+    without bf16: its loss is scaled, and steps that overflow are skipped."""
     recompute: bool = False
     """Keep only what enters each block and compute the rest again in the backward pass: less memory, more batch, for a
     third more time."""
@@ -61,11 +62,19 @@ class EngineConfig(Config):
         chosen = self.precision
         if chosen == "auto":
             chosen = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
-        if chosen == "bf16" and self.zero_stage == 0:
+        if chosen != "fp32" and self.zero_stage == 0:
             raise ConfigError(
-                "engine.zero_stage 0 with bf16 trains wrongly in DeepSpeed: set engine.zero_stage=1."
+                f"engine.zero_stage 0 with {chosen} trains wrongly in DeepSpeed: set engine.zero_stage=1."
+            )
+        if chosen == "fp16" and device.type == "cpu":
+            raise ConfigError(
+                "engine.precision fp16 needs a GPU, and there is none: set engine.precision=auto."
             )
         return chosen
+
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""What a precision multiplies in."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +138,8 @@ class Engine:
             "zero_optimization": zero,
             "zero_allow_untested_optimizer": True,
             "bf16": {"enabled": self.precision == "bf16", "check_grad_overflow": not self._gated},
+            # it begins high and halves: some of the first steps are skipped
+            "fp16": {"enabled": self.precision == "fp16"},
             "steps_per_print": 10**9,
             # it waits for the device twice a step, for a number that nobody reads
             "timers": {"throughput": {"enabled": False}},
@@ -136,8 +147,11 @@ class Engine:
 
     @property
     def _gated(self) -> bool:
-        """Whether clipping and the gate are the update's; DeepSpeed's own make the host wait, at stage 3 as ever."""
-        return self.stage < 3
+        """Whether clipping and the gate are the update's; DeepSpeed's own make the host wait, at stage 3 as ever.
+
+        In fp16 the gate is DeepSpeed's too, which scales the loss by it.
+        """
+        return self.stage < 3 and self.precision != "fp16"
 
     @property
     def module(self) -> nn.Module:
@@ -147,7 +161,7 @@ class Engine:
 
     def peak_flops(self) -> float:
         """Measure the operations a second of a matrix product at its best, on this rank's device."""
-        return measure_peak(self.world.device, torch.bfloat16 if self.precision == "bf16" else torch.float32)
+        return measure_peak(self.world.device, DTYPES[self.precision])
 
     def step(self, work: Sums, lr: float, stop: bool) -> Report:
         """Run one optimiser step over the micro-batches' summed losses.
@@ -198,6 +212,10 @@ class Engine:
         norms = torch.stack([torch.linalg.vector_norm(g, dtype=torch.float32) for g in gradients])
         square = norms.square().sum()
         return (self.world.add(square) if self.stage else square).sqrt()
+
+    def observe(self) -> dict[str, float]:
+        """Return what to log of the engine itself."""
+        return {"loss_scale": float(self._optimiser.loss_scale)} if self.precision == "fp16" else {}
 
     def snapshot(self) -> Snapshot:
         """Return everything that training has changed, on rank 0; collective."""

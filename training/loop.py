@@ -27,6 +27,7 @@ from training.guards import COMPLETE, INTERRUPTED, STOP, mark
 from training.ledger import Effort, Entry, Ledger
 from training.model import count_parameters
 from training.runs import PLAN, RunConfig
+from training.saving import Saver
 from training.schedule import learning_rate
 from training.stream import ShardStream
 from training.tracking import Tracker
@@ -103,7 +104,7 @@ class Session:
 
     work: Work
     engine: Engine
-    store: Store
+    saver: Saver
     tracker: Tracker
 
 
@@ -121,8 +122,12 @@ def train(work: Work) -> bool:
     store = Store(config.folder, world, config.keep_last, config.keep_every_steps)
     start = _resume(work, engine, store)
     identity = runs.identity(config, work.kind, work.data, {"parameters": parameters, "ranks": world.size})
-    with STOP, Tracker(identity, config.tracking, start, world.main) as tracker:
-        complete = _loop(Session(work, engine, store, tracker), start)
+    with (
+        STOP,
+        Tracker(identity, config.tracking, start, world.main) as tracker,
+        Saver(store, config, tracker.commit) as saver,
+    ):
+        complete = _loop(Session(work, engine, saver, tracker), start)
         _end(work, engine, tracker, complete)
     # a rank that ends with 85 makes srun kill the others: none may leave before rank 0 has told MLflow everything
     world.barrier()
@@ -197,10 +202,10 @@ def _loop(session: Session, start: int) -> bool:
         prepared = replace(prepared, losses=peers.timed(prepared.losses))
         lr = learning_rate(batch.step, peak, span.warmup, span.total)
         with work.world.named(f"step {step}"):
-            report = engine.step(prepared, lr, STOP.received or bool(feed.problem))
+            report = engine.step(prepared, lr, STOP.received or bool(feed.problem) or session.saver.failed)
         # of the step before: by now the device has it, and has this one to go on with
         stop = ledger.close() or step == config.stop_at
-        scores = work.measure(step, engine) | peers.compare(step, engine.module)
+        scores = work.measure(step, engine) | peers.compare(step, engine.module) | engine.observe()
         ledger.open(Entry(step, batch, report, scores, prepared.effort))
         if stop or step == span.total or step % config.save_every_steps == 0:
             # nothing is saved before it is known to be finite
@@ -214,18 +219,9 @@ def _loop(session: Session, start: int) -> bool:
 
 
 def _save(session: Session, step: int, last: bool) -> float:
-    """Save, and let the tracker have what is saved; returns the seconds that it took; collective."""
-    work, began = session.work, time.perf_counter()
-    try:
-        session.store.save(session.engine, _state(work, step))
-    except OutputError as error:
-        # the last one is what the run is for
-        if last or work.config.save_failure == "stop":
-            raise
-        if work.world.main:
-            LOG.warning("step %d is not saved, the run goes on: %s", step, error)
-    else:
-        session.tracker.commit(step)
+    """Save; returns the seconds that training waited for it; collective."""
+    began = time.perf_counter()
+    session.saver.save(session.engine, _state(session.work, step), last)
     return time.perf_counter() - began
 
 

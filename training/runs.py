@@ -40,7 +40,7 @@ from training.world import World
 
 _FREE = ("output", "name", "stop_at", "resume", "tracking", "save_every_steps", "keep_last", "keep_every_steps",
          "data.workers", "data.verify", "data.cache", "data.timeout_s", "data.shards", "panel_images", "panel_every_steps", "engine.timeout_s", "batch.micro",
-         "engine.zero_stage", "guards", "save_failure", "dry_run")  # fmt: skip
+         "engine.zero_stage", "guards", "save_async", "save_failure", "dry_run")  # fmt: skip
 """Keys that may change on the way: what is trained on, and what comes of it, stays the same."""
 PLAN = "plan.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
@@ -69,6 +69,9 @@ class RunConfig(Config):
     """Newest checkpoints kept."""
     keep_every_steps: int | None = Field(default=None, ge=1)
     """Checkpoints of every multiple of so many steps are kept for good; null keeps none but the newest."""
+    save_async: bool = True
+    """Write checkpoints while the training goes on, which waits for a copy of its state alone: on rank 0's host 12 bytes
+    a parameter in 32 bits, until they are written. false waits for the disk too."""
     save_failure: Literal["stop", "go_on"] = "stop"
     """What becomes of a run whose checkpoint cannot be written, on a full disk say; the last one always stops it."""
     guards: GuardsConfig = GuardsConfig()

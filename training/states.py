@@ -18,7 +18,9 @@ from pipeline.errors import CorruptDataError
 from training import zero
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-_STEP = "step"
+_STEP, _SCALE = "step", "loss_scale"
+_SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+"""What DeepSpeed's scaling of fp16 losses remembers of the steps before."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,8 @@ class Snapshot:
 
     weights: dict[str, Tensor]
     moments: dict[str, Tensor]
-    """`exp_avg.NAME` and `exp_avg_sq.NAME` of each trained weight, and `step`, the updates that were applied."""
+    """`exp_avg.NAME` and `exp_avg_sq.NAME` of each trained weight, and `step`, the updates that were applied; in fp16
+    `loss_scale` too."""
 
     @property
     def size_bytes(self) -> int:
@@ -55,7 +58,7 @@ class Holder:
         return [p for group in self._inner.param_groups for p in group["params"]]
 
     def weights(self, kept: bool = True) -> dict[str, Tensor]:
-        """Return the full float32 weights on the CPU; collective, empty where they are not to be kept."""
+        """Return a copy of the full float32 weights on the CPU; collective, empty where they are not to be kept."""
         full, found = _full_weight(), {}
         for name, parameter in self.module.named_parameters():
             value = full(parameter)
@@ -64,10 +67,10 @@ class Holder:
                 found[name] = _on_cpu(value)
         # tables that follow from the configuration are buffers too, but no part of the state
         state = self.module.state_dict().keys() if kept else ()
-        return found | {k: _on_cpu(v) for k, v in self.module.named_buffers() if k in state}
+        return found | {k: _on_cpu(v.clone()) for k, v in self.module.named_buffers() if k in state}
 
     def moments(self, kept: bool = True) -> dict[str, Tensor]:
-        """Return AdamW's state on the CPU; collective, empty where it is not to be kept."""
+        """Return a copy of AdamW's state on the CPU; collective, empty where it is not to be kept."""
         self._link()
         full, found = self._full_moment(), {}
         for name, parameter in self.module.named_parameters():
@@ -77,8 +80,19 @@ class Holder:
                     found[f"{moment}.{name}"] = _on_cpu(value)
         if kept:
             # all were updated as often: a step is skipped for all of them or for none
-            found[_STEP] = _on_cpu(self._inner.state[self._updated()[0]][_STEP])
+            found[_STEP] = _on_cpu(self._inner.state[self._updated()[0]][_STEP].clone())
+            found |= self._scale()
         return found
+
+    @property
+    def _scaler(self) -> Any:
+        """What scales the loss in fp16; None in other precisions."""
+        scaler = getattr(self.optimiser, "loss_scaler", None)
+        return scaler if getattr(scaler, "dynamic", False) else None
+
+    def _scale(self) -> dict[str, Tensor]:
+        state = [float(getattr(self._scaler, name)) for name in _SCALER] if self._scaler else []
+        return {_SCALE: torch.tensor(state, dtype=torch.float64)} if state else {}
 
     def _full_moment(self) -> Callable[[nn.Parameter, str], Tensor]:
         read = zero.share("safe_get_full_optimizer_state")
@@ -87,7 +101,7 @@ class Holder:
             value = read(parameter, moment)
             # stage 0 keeps it where torch does
             kept: Tensor = self._inner.state[parameter][moment] if value is None else value
-            return kept
+            return kept.clone() if value is None else kept
 
         return full
 
@@ -98,6 +112,9 @@ class Holder:
         """
         self._require_fitting(snapshot)
         self._begin(snapshot.moments[_STEP])
+        if self._scaler and _SCALE in snapshot.moments:
+            for name, value in zip(_SCALER, snapshot.moments[_SCALE].tolist(), strict=True):
+                setattr(self._scaler, name, type(getattr(self._scaler, name))(value))
         with torch.no_grad():
             for name, parameter in self.module.named_parameters():
                 moments = {m: snapshot.moments[f"{m}.{name}"] for m in MOMENTS if parameter.requires_grad}

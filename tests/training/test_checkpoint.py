@@ -13,7 +13,6 @@ from safetensors.torch import save_file
 from pipeline.errors import ConfigError, ContractError, CorruptDataError, MissingInputError, TrainingError
 from training.checkpoint import Store, find, read_snapshot, read_state, read_weights
 from training.sealed import verify
-from training.states import Snapshot
 from training.world import World
 
 
@@ -115,14 +114,8 @@ def test_t10_a_good_checkpoint_is_never_replaced_by_one_that_is_not_finite(run: 
     snapshot, state = read_snapshot(find(run)), read_state(find(run))
     next(iter(snapshot.weights.values())).view(-1)[3] = value
 
-    class Broken:
-        """An engine whose weights are not finite."""
-
-        def snapshot(self) -> Snapshot:
-            return snapshot
-
     with pytest.raises(TrainingError, match="is not finite after step 30: nothing is saved"):
-        Store(run, World()).save(Broken(), state.model_copy(update={"step": 30}))  # type: ignore[arg-type]
+        Store(run, World()).write(snapshot, state.model_copy(update={"step": 30}))
     assert newest(run) == "step-00000020"
 
 
