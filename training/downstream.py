@@ -38,17 +38,18 @@ from training.sets import (
 )
 from training.stream import Pass, Samples
 from training.tasks import TASKS, Task, task
-from training.tasks.common import pool
 from training.tokens import Normaliser
 from training.weights import Weights
 from training.windows import Windows
 from training.world import World, to_device
 
-Mode = Literal["full", "linear_probe", "knn", "logistic", "forest"]
-FITTED = ("knn", "logistic", "forest")
+Mode = Literal["full", "linear_probe", "knn", "ridge", "logistic", "forest"]
+FITTED = ("knn", "ridge", "logistic", "forest")
 """Modes without steps: what they learn they learn at once."""
 PLAIN = ("logistic", "forest")
 """Modes without a model."""
+BY_FEATURES = ("knn", "ridge")
+"""Modes that read one vector of features a tile."""
 
 
 class FinetuneConfig(runs.RunConfig):
@@ -58,7 +59,8 @@ class FinetuneConfig(runs.RunConfig):
     """A key of `TASKS`."""
     mode: Mode = "full"
     """full trains everything with layer decay; linear_probe trains a linear head on a frozen encoder; knn lets the
-    nearest neighbours by pooled features vote. logistic and forest are plain baselines on band statistics."""
+    nearest neighbours by pooled features vote, ridge is linear regression from them to the classes, in closed form.
+    logistic and forest are plain baselines on band statistics."""
     backbone: Backbone = "encoder"
     """encoder, or resnet50 from scratch as the supervised baseline."""
     handover: Tables = "exact"
@@ -75,8 +77,10 @@ class FinetuneConfig(runs.RunConfig):
     alike. The run folder's drawn.json tells which."""
     neighbours: int = Field(default=20, ge=1)
     """knn: neighbours that vote."""
+    beside_statistics: bool = False
+    """knn and ridge: put the statistics that logistic and forest read beside the features."""
     index_statistics: bool = False
-    """logistic and forest: take the statistics of the set's indices too."""
+    """Where band statistics are read: take those of the set's indices too."""
     val_split: str = "val"
     """Split that is scored."""
     eval_every_epochs: int = Field(default=10, ge=1)
@@ -89,6 +93,8 @@ class FinetuneConfig(runs.RunConfig):
             raise ValueError(f"{what} starts from nothing: leave `init` out (init=null)")
         if self.regularise != Regularisation() and self.mode != "full":
             raise ValueError(f"regularise is for mode: full; leave it out with mode: {self.mode}")
+        if self.beside_statistics and self.mode not in BY_FEATURES:
+            raise ValueError(f"beside_statistics is for mode: knn or ridge, not for mode: {self.mode}")
         return self
 
     def resolved(self) -> FinetuneConfig:
@@ -129,8 +135,8 @@ class Downstream(nn.Module):
         return changed
 
     def embed(self, image_BCHW: Tensor) -> Tensor:
-        """Return one vector an image, [B, D]."""
-        return pool(self.maps(image_BCHW))
+        """Return one vector an image, [B, T * D]: means over places, the groups of bands side by side."""
+        return self.maps(image_BCHW)[-1].mean((3, 4)).flatten(1)
 
 
 class Setup:
@@ -153,9 +159,9 @@ class Setup:
     def _require_possible(self) -> None:
         """Raise `ConfigError` for modes that a task cannot do."""
         config = self.config
-        if config.mode == "knn" and not self.task.pooled:
+        if config.mode in BY_FEATURES and not self.task.pooled:
             raise ConfigError(
-                f"mode knn compares whole tiles, and task {config.task} is about pixels: set mode."
+                f"mode {config.mode} compares whole tiles, and task {config.task} is about pixels: set mode."
             )
         if config.regularise.mixes and not self.task.mixable:
             raise ConfigError(

@@ -1,4 +1,6 @@
-"""Downstream runs without steps: k nearest neighbours, and the plain baselines. Scored and recorded as trainings are."""
+"""Downstream runs without steps: what pooled features tell, and the plain baselines. Scored and recorded as trainings
+are.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ from torch import Tensor
 from pipeline.console import Progress, say, table
 from training import neighbours, plain, runs
 from training.data import Batch
-from training.downstream import Setup
+from training.downstream import BY_FEATURES, Setup
 from training.guards import COMPLETE, mark
 from training.model import count_parameters
 from training.tasks.dense import Dense
@@ -26,7 +28,7 @@ def fit(setup: Setup) -> bool:
     config, world = setup.config, setup.world
     world.require_same("data", setup.data.model_dump(mode="json"))
     micro = config.batch.micro or max(config.batch.size // world.size, 1)
-    learn = _neighbours if config.mode == "knn" else _plain
+    learn = _by_features if config.mode in BY_FEATURES else _plain
     if world.main:
         say(table(("what", "this run"), [("run", str(config.folder)), ("task", _what(setup)), *setup.told()]))
     identity = runs.identity(config, config.task, setup.data, {"ranks": world.size})
@@ -76,36 +78,44 @@ def _what(setup: Setup) -> str:
     return f"{config.task}, {config.mode}{from_what}"
 
 
-def _neighbours(setup: Setup, micro: int) -> Predict:
-    """Return votes of the training samples that are nearest by pooled features."""
+def _by_features(setup: Setup, micro: int) -> Predict:
+    """Return what nearest neighbours, or a linear map, of the training samples' pooled features say."""
     model, handed = setup.model()
     model.to(setup.world.device).eval()
     for line in handed if setup.world.main else ():
         say(line)
 
+    statistics = _statistics(setup) if setup.config.beside_statistics else None
+
     @torch.no_grad()
     def embed(batch: Batch) -> Tensor:
-        return model.embed(*setup.images(batch))
+        features = model.embed(*setup.images(batch)).float().cpu()
+        if statistics is None:
+            return features
+        return torch.cat([features, torch.from_numpy(statistics.tiles(batch))], 1)
 
     known = neighbours.collect(_training(setup, micro), embed, setup.task.usable, setup.world)
     classes, count = len(setup.task.classes), setup.config.neighbours
-
-    def predict(batch: Batch) -> Tensor:
-        return neighbours.vote(known, embed(batch).float().cpu().numpy(), classes, count)
+    learned = neighbours.learn("knn" if setup.config.mode == "knn" else "ridge", known, classes, count)
 
     if setup.world.main:
         say(
             f"{len(known.labels)} known samples, encoder of {count_parameters(model.encoder) / 1e6:.2f} M parameters"
         )
-    return predict
+    return lambda batch: learned(embed(batch).numpy())
+
+
+def _statistics(setup: Setup) -> plain.Statistics:
+    """Return which statistics of tiles and pixels the run asks for."""
+    part = setup.part
+    return plain.Statistics(
+        part.family.contract, tuple(b.name for b in part.bands), setup.config.index_statistics
+    )
 
 
 def _plain(setup: Setup, micro: int) -> Predict:
     """Return what a classifier on statistics of tiles or pixels says."""
-    config, task = setup.config, setup.task
-    statistics = plain.Statistics(
-        setup.part.family.contract, tuple(b.name for b in setup.part.bands), config.index_statistics
-    )
+    config, task, statistics = setup.config, setup.task, _statistics(setup)
     weights = task.weights.tolist() if isinstance(task, Dense) and task.weights is not None else None
     classifier = plain.Plain("forest" if config.mode == "forest" else "logistic", config.seed, weights)
     found = [_rows(setup, statistics, batch) for batch in _training(setup, micro)]

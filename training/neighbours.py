@@ -1,7 +1,9 @@
 """Pooled features of whole splits, and what can be told from them without training: k nearest neighbours, and a
 linear probe in closed form.
 
-Shape letters: B batch, N samples, Q queries, D width, C classes.
+Both read features that are standardised by the known samples, as the probe of MAE reads them through a BatchNorm:
+a transformer's features share a large mean, beside which cosines tell little apart.
+Shape letters: B batch, N samples, Q queries, D features, C classes.
 """
 
 from __future__ import annotations
@@ -20,7 +22,10 @@ from pipeline.errors import ContractError
 from training.data import Batch
 from training.world import World
 
-Way = Literal["knn", "linear"]
+Vectors = NDArray[np.float32]
+Predict = Callable[[Vectors], Tensor]
+"""Vectors [Q, D] to numbers of each."""
+Way = Literal["knn", "ridge"]
 TEMPERATURE = 0.07
 """Votes weigh exp(cosine / this), as in DINO's protocol."""
 _RIDGE = 1.0
@@ -32,7 +37,7 @@ _CHUNK = 1024
 class Features:
     """One vector a labelled sample, of a whole split."""
 
-    vectors_ND: NDArray[np.float32]
+    vectors_ND: Vectors
     labels: NDArray[np.int64]
     """[N], or [N, C] of several classes a sample."""
 
@@ -67,37 +72,41 @@ def collect(
     return Features(*both)
 
 
-def vote(known: Features, queries_QD: NDArray[np.float32], classes: int, count: int) -> Tensor:
-    """Let the `count` nearest known samples by cosine vote; returns scores [Q, C] that add up to the votes."""
-    bank = F.normalize(torch.from_numpy(known.vectors_ND), dim=1)
-    targets = known.targets(classes)
-    scores = []
-    for start in range(0, len(queries_QD), _CHUNK):
-        part = F.normalize(torch.from_numpy(queries_QD[start : start + _CHUNK]), dim=1)
-        near = (part @ bank.T).topk(min(count, len(bank)), dim=1)
-        weights = torch.softmax(near.values / TEMPERATURE, dim=1)
-        scores.append((weights[:, :, None] * targets[near.indices]).sum(1))
-    return torch.cat(scores)
+def learn(way: Way, known: Features, classes: int, count: int) -> Predict:
+    """Return what tells the scores [Q, C] of queries: by the `count` nearest of the known, or by ridge regression."""
+    if way == "knn":
+        return _votes(known, classes, count)
+    return _regression(known, classes)
 
 
-def regress(known: Features, queries_QD: NDArray[np.float32], classes: int) -> Tensor:
-    """Return scores [Q, C] of ridge regression from standardised features to the classes: a linear probe without
-    steps, rates or seeds.
-    """
+def _votes(known: Features, classes: int, count: int) -> Predict:
+    """Let the nearest known samples by cosine vote; scores of a query add up to the votes."""
+    standard, targets = _standard(known), known.targets(classes)
+    bank = F.normalize(standard(known.vectors_ND).float(), dim=1)
+
+    def predict(queries_QD: Vectors) -> Tensor:
+        scores = []
+        for start in range(0, len(queries_QD), _CHUNK):
+            part = F.normalize(standard(queries_QD[start : start + _CHUNK]).float(), dim=1)
+            near = (part @ bank.T).topk(min(count, len(bank)), dim=1)
+            weights = torch.softmax(near.values / TEMPERATURE, dim=1)
+            scores.append((weights[:, :, None] * targets[near.indices]).sum(1))
+        return torch.cat(scores)
+
+    return predict
+
+
+def _regression(known: Features, classes: int) -> Predict:
+    """Regress the classes on the features, as 0 and 1: a linear probe without steps, rates or seeds."""
+    standard, targets = _standard(known), known.targets(classes).double()
+    x, base = standard(known.vectors_ND), targets.mean(0)
+    gram = x.T @ x + _RIDGE * len(x) ** 0.5 * torch.eye(x.shape[1], dtype=torch.float64)
+    solved: Tensor = torch.linalg.solve(gram, x.T @ (targets - base))
+    return lambda queries_QD: (standard(queries_QD) @ solved + base).float()
+
+
+def _standard(known: Features) -> Predict:
+    """Return what standardises each feature of vectors by the known ones, in float64."""
     vectors = torch.from_numpy(known.vectors_ND).double()
     mean, deviation = vectors.mean(0), vectors.std(0, correction=0).clamp(min=1e-6)
-    x = (vectors - mean) / deviation
-    targets = known.targets(classes).double()
-    base = targets.mean(0)
-    gram = x.T @ x + _RIDGE * len(x) ** 0.5 * torch.eye(x.shape[1], dtype=torch.float64)
-    solved = torch.linalg.solve(gram, x.T @ (targets - base))
-    asked = (torch.from_numpy(queries_QD).double() - mean) / deviation
-    scores: Tensor = asked @ solved + base
-    return scores.float()
-
-
-def predict(way: Way, known: Features, queries_QD: NDArray[np.float32], classes: int, count: int) -> Tensor:
-    """Return scores [Q, C] by neighbours or by the linear probe."""
-    if way == "knn":
-        return vote(known, queries_QD, classes, count)
-    return regress(known, queries_QD, classes)
+    return lambda queries_QD: (torch.from_numpy(queries_QD).double() - mean) / deviation

@@ -34,7 +34,7 @@ class ProbeConfig(Config):
     every_steps: int = Field(default=1000, ge=1)
     """Steps between probes; the end is always probed."""
     way: Way = "knn"
-    """knn: votes of the nearest training samples; linear: ridge regression on pooled features."""
+    """knn: votes of the nearest training samples; ridge: linear regression to the classes, in closed form."""
     task: str = "classification"
     """A key of `TASKS` about whole tiles: classification or multilabel."""
     val_split: str = "val"
@@ -85,7 +85,7 @@ class Probe:
         )
         module.train()
         classes, count = len(self.task.classes), self.config.neighbours
-        said = neighbours.predict(self.config.way, known, asked.vectors_ND, classes, count)
+        said = neighbours.learn(self.config.way, known, classes, count)(asked.vectors_ND)
         tally = self.task.tally(said, torch.from_numpy(asked.labels))
         return {f"probe_{name}": value for name, value in self.task.scores(tally).items()}
 
@@ -96,4 +96,7 @@ class Probe:
         if not isinstance(inner, SpatialSpectralMAE):
             raise TypeError(f"no encoder to probe in {type(inner).__name__}")
         kind = next(inner.encoder.blocks.parameters()).dtype
-        return inner.encoder.everything(image_BCHW.to(kind), self.sensor).mean(1)
+        tokens_BND = inner.encoder.everything(image_BCHW.to(kind), self.sensor)
+        # over places alone: how groups of bands differ is much of what a tile is
+        tokens_BTSD = tokens_BND.view(len(tokens_BND), self.input.layout.groups, -1, tokens_BND.shape[2])
+        return tokens_BTSD.mean(2).flatten(1)

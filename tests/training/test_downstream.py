@@ -55,6 +55,8 @@ def runs(sets: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Pat
         case("mask", "segmentation", words, "mode=forest", "name=forest-mask"),
         *(case("class", "classification", words, f"mode={m}", f"name={m}") for m in ("knn", "forest")),
         case("class", "classification", words, "mode=logistic", "name=logistic", "index_statistics=true"),
+        case("class", "classification", words, "mode=ridge", "name=ridge"),
+        case("class", "classification", words, "mode=ridge", "beside_statistics=true", "name=ridge-beside"),
         case("classes", "multilabel", words, "mode=knn", "name=knn-classes"),
         case("classes", "multilabel", words, "mode=logistic", "name=logistic-classes"),
         case("class", "classification", short, "fraction=0.25", "name=few"),
@@ -67,7 +69,7 @@ def runs(sets: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Pat
         case("pairs", "change", short, "name=short-change"),
     ]  # fmt: skip
     outcomes = run_cases(output, cases)
-    assert outcomes == [True] * 15 + [False, True, True, True]
+    assert outcomes == [True] * 17 + [False, True, True, True]
     ranks = [
         case("pairs", "change", short, "name=ranks-change", "engine.zero_stage=3"),
         case("classes", "multilabel", words, "mode=knn", "name=ranks-knn"),
@@ -92,7 +94,7 @@ def test_each_task_learns_what_there_is_to_learn(runs: Path) -> None:
 
 
 def test_plain_baselines_and_neighbours_are_scored_and_recorded_like_trainings(runs: Path) -> None:
-    for name in ("knn", "forest", "logistic"):
+    for name in ("knn", "ridge", "ridge-beside", "forest", "logistic"):
         assert last(runs, name)["val_accuracy"] > 0.6
         assert (last(runs, name)["val_accuracy"] * 10) % 1 == pytest.approx(0, abs=1e-9)
         assert (runs / name / "COMPLETE").exists()
@@ -157,11 +159,13 @@ def test_what_cannot_be_done_is_told_before_anything_is_trained(
         tmp_path,
         [
             ("finetune", [*common, f"data.shards={sets['mask']}", "task=segmentation", "mode=knn"]),
+            ("finetune", [*common, f"data.shards={sets['mask']}", "task=segmentation", "mode=ridge"]),
             ("finetune", [*common, f"data.shards={sets['mask']}", "task=segmentation", MIXED]),
         ],
     )
     assert "mode knn compares whole tiles" in str(outcomes[0])
-    assert "regularise.mixup=0" in str(outcomes[1])
+    assert "mode ridge compares whole tiles" in str(outcomes[1])
+    assert "regularise.mixup=0" in str(outcomes[2])
 
 
 @pytest.mark.parametrize(
@@ -170,6 +174,7 @@ def test_what_cannot_be_done_is_told_before_anything_is_trained(
         ({"init": "somewhere", "backbone": "resnet50"}, "init=null"),
         ({"init": "somewhere", "mode": "forest"}, "init=null"),
         ({"mode": "linear_probe", "regularise": {"mixup": 0.8}}, "mode: full"),
+        ({"mode": "logistic", "beside_statistics": True}, "mode: knn or ridge"),
     ],
 )
 def test_keys_that_contradict_each_other_are_refused(given: dict[str, object], told: str) -> None:

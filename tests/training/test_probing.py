@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from sklearn.linear_model import Ridge
 from sklearn.neighbors import NearestNeighbors
 
 from tests.training.processes import SMALL, Case, run_cases
 from training import journal
-from training.neighbours import TEMPERATURE, Features, regress, vote
+from training.neighbours import TEMPERATURE, Features, Way, learn
 
 PROBE = "probe={every_steps: 4, batch: 8, neighbours: 5, data: {shards: %s}}"
 
@@ -28,7 +29,7 @@ def probed(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     cases = [
         words(output, shards, "name=plain"),
         words(output, shards, "name=knn", probe),
-        words(output, shards, "name=linear", probe, "probe.way=linear"),
+        words(output, shards, "name=ridge", probe, "probe.way=ridge"),
         words(output, shards, "name=stage3", probe, "engine.zero_stage=3"),
         words(output, shards, "name=small", probe, "probe.data.image_px=24"),
         words(output, shards, "name=task", probe, "probe.task=change"),
@@ -46,7 +47,7 @@ def scores(output: Path, name: str) -> dict[int, float]:
 
 
 def test_a_probe_is_scored_every_so_many_steps_and_at_the_end(probed: Path) -> None:
-    for name in ("knn", "linear"):
+    for name in ("knn", "ridge"):
         found = scores(probed, name)
         assert list(found) == [4, 6]
         assert all((value * 12) % 1 == pytest.approx(0, abs=1e-9) for value in found.values())
@@ -69,24 +70,40 @@ def features(several: bool) -> tuple[Features, np.ndarray]:
     return Features(vectors, labels), rng.normal(size=(7, 8)).astype(np.float32)
 
 
+def standardised(known: Features, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    mean, deviation = known.vectors_ND.mean(0), known.vectors_ND.std(0)
+    return (known.vectors_ND - mean) / deviation, (queries - mean) / deviation
+
+
 @pytest.mark.parametrize("several", [False, True])
 def test_votes_are_those_of_scikit_learns_neighbours_by_cosine(several: bool) -> None:
     known, queries = features(several)
-    found = NearestNeighbors(n_neighbors=9, metric="cosine").fit(known.vectors_ND)
-    distances, nearest = found.kneighbors(queries)
+    bank, asked = standardised(known, queries)
+    distances, nearest = NearestNeighbors(n_neighbors=9, metric="cosine").fit(bank).kneighbors(asked)
     weights = np.exp((1 - distances) / TEMPERATURE)
     weights /= weights.sum(1, keepdims=True)
     truth = known.targets(3).numpy()
     expected = (weights[:, :, None] * truth[nearest]).sum(1)
-    assert np.allclose(vote(known, queries, 3, 9).numpy(), expected, atol=1e-5)
+    assert np.allclose(learn("knn", known, 3, 9)(queries).numpy(), expected, atol=1e-5)
     # more neighbours than there are samples: all of them
-    assert vote(known, queries, 3, 999).shape == (7, 3)
+    assert learn("knn", known, 3, 999)(queries).shape == (7, 3)
 
 
 @pytest.mark.parametrize("several", [False, True])
 def test_the_linear_probe_is_scikit_learns_ridge_on_standardised_features(several: bool) -> None:
     known, queries = features(several)
-    mean, deviation = known.vectors_ND.mean(0), known.vectors_ND.std(0)
-    oracle = Ridge(alpha=60**0.5).fit((known.vectors_ND - mean) / deviation, known.targets(3).numpy())
-    expected = oracle.predict((queries - mean) / deviation)
-    assert np.allclose(regress(known, queries, 3).numpy(), expected, atol=1e-5)
+    bank, asked = standardised(known, queries)
+    expected = Ridge(alpha=60**0.5).fit(bank, known.targets(3).numpy()).predict(asked)
+    assert np.allclose(learn("ridge", known, 3, 9)(queries).numpy(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("way", ["knn", "ridge"])
+def test_scale_and_offset_of_a_feature_do_not_matter(way: Way) -> None:
+    known, queries = features(several=False)
+    # a feature all of whose values are alike tells nothing, and divides nothing by 0
+    scale, offset = np.array([1, 9, 1, 1, 0, 1, 1, 0.1], np.float32), np.float32(5)
+    other = Features(known.vectors_ND * scale + offset, known.labels)
+    without = Features(known.vectors_ND[:, scale > 0], known.labels)
+    asked = queries * scale + offset
+    said = learn(way, without, 3, 9)(queries[:, scale > 0])
+    assert torch.allclose(learn(way, other, 3, 9)(asked), said, atol=1e-3)
