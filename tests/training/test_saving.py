@@ -109,7 +109,9 @@ class Source:
 
 
 def saver(output: Path, shards: Path, *words: str) -> Saver:
-    config = load(PretrainConfig, None, [f"output={output}", f"data.shards={shards}", *SMALL, *words])
+    config = load(
+        PretrainConfig, None, [f"output={output}", "name=run", f"data.shards={shards}", *SMALL, *words]
+    )
     return Saver(Store(output / "run", World()), config, lambda step: None)
 
 
