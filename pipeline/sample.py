@@ -23,6 +23,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntFlag
 from functools import lru_cache
+from tokenize import TokenError
 from typing import Any, Literal
 
 import numpy as np
@@ -248,7 +249,11 @@ def _described(header: bytes) -> tuple[np.dtype[Any], tuple[int, ...], int]:
     stream = io.BytesIO(header)
     if npy_format.read_magic(stream) != (1, 0):
         raise ValueError("no .npy of version 1.0, as shards hold them")
-    shape, by_columns, kind = npy_format.read_array_header_1_0(stream)
+    try:
+        shape, by_columns, kind = npy_format.read_array_header_1_0(stream)
+    # numpy reads it as Python, and lets some of what Python says of bad text through
+    except (SyntaxError, TokenError) as error:
+        raise ValueError(f"a header that cannot be read ({error})") from error
     # no pickles: shards come from anywhere, and a pickle can run code
     if by_columns or kind.hasobject or stream.tell() != HEADER_BYTES:
         raise ValueError(f"an array of {kind}, as no shard holds one")

@@ -142,3 +142,14 @@ def test_an_array_is_stored_as_the_npy_that_numpy_writes(dtype):
     np.save(plain, array)
     assert Blosc().decode(samples.encode_array(array)) == plain.getvalue()
     assert samples.encode_array(array[:, ::2]) == samples.encode_array(np.ascontiguousarray(array[:, ::2]))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [(b"}", b"m"), (b"{", b"z"), (b"'descr'", b"' escr'"), (b"(", b"\n")]
+)
+def test_t17_a_flipped_bit_in_what_says_shape_and_type_is_told(old, new):
+    plain = io.BytesIO()
+    np.save(plain, np.zeros((12, 12), np.uint8))
+    altered = Blosc("lz4").encode(plain.getvalue().replace(old, new, 1))
+    with pytest.raises(CorruptDataError, match=r"shard-1: .*\.mask\.npy\.blosc cannot be decoded"):
+        samples.decode(make().key, damaged("mask.npy.blosc", bytes(altered)), "shard-1")
