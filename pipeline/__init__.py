@@ -20,7 +20,7 @@
                                                     memory zero mlflow_client identity
                                                     ledger machine names seeds curves page
                                                     scored protocol evidence model_card provenance
-                                                    spectral_backbone/* looking saving
+                                                    spectral_backbone/* looking saving spares
                       └────────────┬─────────────────────┘
    pipeline/   histogram -> manifest -> contract -> sample ; saliency ; indices -> formulas
                sensors ; keys ; lock -> console -> config -> reference ; errors

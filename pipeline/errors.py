@@ -55,6 +55,14 @@ class CorruptDataError(PipelineError, OSError):
     """Stored data that is truncated, altered or incomplete."""
 
 
+class LostDataError(MissingInputError, CorruptDataError):
+    """Stored data that should be there and is not: its storage answers, and does not have it."""
+
+
+class UnsafeDataError(PipelineError, ValueError):
+    """Stored data that may be meant to do harm: never read, and never got round by taking other data instead."""
+
+
 class ContractError(PipelineError, ValueError):
     """Data, weights and configuration that do not fit together."""
 

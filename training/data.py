@@ -24,7 +24,7 @@ from pipeline.keys import hash_text, uniform
 from pipeline.reference import as_yaml
 from pipeline.sample import Sample
 from training import remote
-from training.reader import Verify
+from training.reader import Care, Damaged, Verify
 from training.storage import Cache
 
 PATIENCE_S = 300.0
@@ -85,6 +85,10 @@ class DataConfig(Config):
     verify: Verify = "size"
     """Check of the shards at the start: file sizes, or sha256 of every byte. Those of object storage are checked in
     full whenever they come to a node."""
+    damaged: Damaged = "stop"
+    """What becomes of a training that meets a shard or sample that is missing or damaged: stop ends it, naming what is
+    wrong; replace takes another sample of the same set, the same whatever the ranks and loader processes, and counts
+    it. Storage that does not answer ends it all the same, and so do scores, which count each sample once."""
     cache: Cache = Cache()
     """What a node keeps."""
 
@@ -104,6 +108,11 @@ class DataConfig(Config):
         plain = [s.model_dump(mode="json", exclude_defaults=True) for s in sets]
         short = [s["path"] if len(s) == 1 else s for s in plain]
         return short[0] if len(short) == 1 and isinstance(short[0], str) else short
+
+    @property
+    def care(self) -> Care:
+        """How the shards to train on are looked at."""
+        return Care(self.verify, self.damaged)
 
     @property
     def names(self) -> str:
@@ -177,6 +186,8 @@ class Batch:
     [B, class]; a class a pixel [B, H, W]."""
     after_BCHW: Tensor | None = None
     """int16: the same ground at the later date, where the set holds pairs."""
+    replaced: tuple[str, ...] = ()
+    """What was wrong with each sample that another stands in for."""
 
     def micro_batches(self, count: int) -> list[slice]:
         """Return the slices of `count` equal micro-batches."""

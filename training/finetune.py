@@ -57,7 +57,8 @@ class Finetuning:
         """Make the model for data and weights that fit each other."""
         self.setup, self.config, self.world = setup, setup.config, setup.world
         self.kind, self.data, self.task = setup.config.task, setup.data, setup.task
-        self.stream = ShardStream([setup.part], self.config.batch, self.world)
+        batch, damaged = self.config.batch, self.config.data.damaged
+        self.stream = ShardStream([setup.part], batch, self.world, damaged)
         micro = self.config.batch.size // self.world.size // self.stream.accumulation
         self.validation = setup.validation(micro)
         self.model, self.handed = setup.model()
@@ -87,7 +88,7 @@ class Finetuning:
         """Make the losses ready."""
         counted = self.task.items(batch.labels_B[self.task.usable(batch)])
         effort = self._effort(len(batch.image_BCHW))
-        return Prepared(self._losses(batch, engine), (counted,), {}, effort)
+        return Prepared(self._losses(batch, engine), (counted,), self.stream.observed(batch), effort)
 
     def _losses(self, batch: Batch, engine: Engine) -> Iterator[Tensor]:
         usable = self.task.usable(batch)

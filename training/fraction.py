@@ -41,6 +41,11 @@ class FewLabels(Source):
         counted = np.bincount(np.searchsorted(ends, self.numbers, side="right"))
         return [int(count) for count in counted if count]
 
+    @property
+    def lost(self) -> int:
+        """None: what is in damaged shards was not drawn."""
+        return 0
+
     def labels(self) -> Iterator[Label | None]:
         """Yield the labels of the drawn samples."""
         drawn = set(self.numbers)
@@ -89,7 +94,8 @@ def draw(family: Family, fraction: float, seed: int) -> tuple[Family, Draw]:
 
 
 def _few(source: Source, fraction: float, seed: int) -> FewLabels:
-    keys = list(chain(*(reader.keys() for reader in source.readers)))
+    # of a damaged shard neither keys nor labels are known, and nothing is drawn
+    keys = [key or "" for reader in source.readers for key in reader.keys()]  # noqa: SIM118 - no dict
     groups: dict[int, list[int]] = {}
     for number, label in enumerate(source.labels()):
         if label is not None:

@@ -14,8 +14,9 @@ from training.checkpoint import RunData
 from training.data import Batch
 from training.report import Report, StepResult
 from training.runs import RunConfig
+from training.stream import ShardStream
 from training.tracking import Tracker
-from training.watch import Watch, Watched
+from training.watch import Replaced, Watch, Watched
 from training.world import World
 
 
@@ -45,6 +46,7 @@ class Recorded(Protocol):
     """The training whose steps are recorded."""
 
     world: World
+    stream: ShardStream
     data: RunData
 
     @property
@@ -61,6 +63,7 @@ class Ledger:
         self._open: Entry | None = None
         self._first = True
         self._watch = Watch(work.config.guards, work.world, work.config.folder)
+        self._replaced = Replaced(work.config.guards, work.stream, work.config.folder)
         self.told: dict[str, float] = {}
         """What to log with the next step."""
         self._asked = self._loaded = time.perf_counter()
@@ -92,7 +95,8 @@ class Ledger:
             _require_counted(result, self._work.config)
             self._first = False
         metrics = self._measured(entry, result) | self._speed(entry.effort) | result.observed | entry.scores
-        metrics |= self._watch.see(Watched(entry.step, result, entry.batch.keys)) | self.told
+        seen = Watched(entry.step, result, entry.batch.keys, entry.batch.replaced)
+        metrics |= self._watch.see(seen) | self._replaced.see(seen) | self.told
         self.told = {}
         self._tracker.log(entry.step, metrics)
         self._progress.advance(note=told(metrics))

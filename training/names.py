@@ -25,6 +25,8 @@ METRICS = {
     "skipped_steps": "steps of this life whose update was left out because it was not finite",
     "loss_scale": "what the loss is multiplied by in fp16, lowered by each step that overflows",
     "loss_spike": "1 where the loss jumped above what the steps before it let expect",
+    "replaced_share": "share of the step's samples that others stood in for, with `data.damaged: replace`",
+    "replaced_samples": "samples of the run that others stood in for so far",
     "slowest_rank_ratio": "time of the slowest rank's forward passes over the ranks' median",
     "probe_{score}": "score of the pretraining's probe on its labelled set",
     "{split}_{score}": "score of a downstream task on the whole of a split",

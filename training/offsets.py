@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import sample as samples
-from pipeline.errors import CorruptDataError
+from pipeline.errors import CorruptDataError, UnsafeDataError
 
 _EXECUTABLE = (".pickle", ".pkl", ".pyd", ".pth", ".pt")
 
@@ -50,7 +50,7 @@ class Offsets:
 def find_offsets(stream: BinaryIO, path: str) -> Offsets:
     """List the samples of an open tar file, in file order; `path` is for errors.
 
-    Raises `CorruptDataError` for a damaged tar and for members that no shard of ours holds.
+    Raises `CorruptDataError` for a damaged tar and `UnsafeDataError` for members that no shard of ours holds.
     """
     # a dict keeps the order of the file, which is the order of the samples
     found: dict[str, dict[str, tuple[int, int]]] = {}
@@ -78,24 +78,28 @@ def _in_arrays(found: Mapping[str, Mapping[str, tuple[int, int]]]) -> Offsets:
 def _check_member(member: tarfile.TarInfo, path: str) -> None:
     """Refuse what other readers would follow or execute."""
     if not member.isreg() or member.name.endswith(_EXECUTABLE) or not samples.KEY_PATTERN.match(member.name):
-        raise CorruptDataError(
+        raise UnsafeDataError(
             f"{path} holds `{member.name}`, which is no sample of a shard set; do not use this file."
         )
 
 
-def read_offsets(kept: Path) -> Offsets | None:
-    """Read what `write_offsets` kept; None where it is absent or damaged, which finding them again mends."""
+def read_offsets(kept: Path, file: str) -> Offsets | None:
+    """Read what `write_offsets` kept of a file; None where it is absent, damaged or of another file, which finding
+    them again mends.
+    """
     try:
         with np.load(kept, allow_pickle=False) as stored:
-            return Offsets(stored["keys"], tuple(stored["suffixes"].tolist()), stored["places"])
+            found = Offsets(stored["keys"], tuple(stored["suffixes"].tolist()), stored["places"])
+            return found if stored["found_in"].item() == file else None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
 
 
-def write_offsets(offsets: Offsets, kept: Path) -> None:
-    """Keep the offsets of a shard for other processes and runs."""
+def write_offsets(offsets: Offsets, kept: Path, file: str) -> None:
+    """Keep the offsets of a shard for other processes and runs; file: which of its copies they were found in."""
     buffer = BytesIO()
-    np.savez(buffer, keys=offsets.keys, suffixes=np.array(offsets.suffixes), places=offsets.places)
+    suffixes = np.array(offsets.suffixes)
+    np.savez(buffer, keys=offsets.keys, suffixes=suffixes, places=offsets.places, found_in=np.array(file))
     # a name of its own: several processes may find the same at once
     with tempfile.NamedTemporaryFile(dir=kept.parent, delete=False) as stream:
         stream.write(buffer.getvalue())

@@ -103,7 +103,7 @@ class Pretraining:
         self.data = run_data(parts, config.data.normalise)
         self.inputs = {s: SensorInput.of(record, config.model) for s, record in self.data.sensors.items()}
         self.shown = {s: self._check(i.layout) for s, i in self.inputs.items()}
-        self.stream = ShardStream(parts, config.batch, world)
+        self.stream = ShardStream(parts, config.batch, world, config.data.damaged)
         self.span = Span.of(config, self.stream)
         torch.manual_seed(config.seed)
         # `minmax` input is on the unit scale already
@@ -165,7 +165,8 @@ class Pretraining:
             counted.append(float(batch.valid_BS.sum()))
         flops = step_flops(self.config.model, self.inputs[batch.sensor].layout, choice)
         effort = Effort(int((choice.shown_BK >= 0).sum()), flops)
-        return Prepared(self._losses(batch, choice, engine), tuple(counted), choice.observed, effort)
+        observed = choice.observed | self.stream.observed(batch)
+        return Prepared(self._losses(batch, choice, engine), tuple(counted), observed, effort)
 
     def _losses(self, batch: Batch, choice: Choice, engine: Engine) -> Iterator[Tensor]:
         for part in batch.micro_batches(self.stream.accumulation):

@@ -10,7 +10,9 @@ import bisect
 import itertools
 import os
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -20,11 +22,22 @@ from pipeline.errors import ContractError, CorruptDataError
 from pipeline.manifest import Manifest, Shard
 from pipeline.sample import Label, Sample, Scratch
 from training.offsets import Offsets, find_offsets, read_offsets, write_offsets
-from training.storage import Cache, Folder, Storage
+from training.storage import Cache, Folder, Storage, require_inside
 
 Verify = Literal["size", "sha256"]
+Damaged = Literal["stop", "replace"]
 _OPEN = 32
 _KNOWN = 4096
+_KEPT = "{0.sha256}-{0.size_bytes}.offsets-1.npz"
+
+
+@dataclass(frozen=True)
+class Care:
+    """How shards are looked at before they are read, and whether a set may have damaged ones."""
+
+    verify: Verify = "size"
+    damaged: Damaged = "stop"
+    """stop: the first is an error; replace: reading one is, and who reads may take other samples."""
 
 
 class ShardReader:
@@ -34,7 +47,7 @@ class ShardReader:
         self,
         location: Path,
         split: str,
-        verify: Verify = "size",
+        care: Care = Care(),
         manifest: Manifest | None = None,
         storage: Storage | None = None,
     ) -> None:
@@ -48,12 +61,39 @@ class ShardReader:
         self._ends = list(itertools.accumulate(s.samples for s in self.shards))
         self._files = _Files()
         self._known: OrderedDict[int, Offsets] = OrderedDict()
+        self._care = care
+        self.lost: dict[int, str] = {}
+        """What is wrong with shards that cannot be read, by their place among the shards; as far as it is known."""
+        contract = self.manifest.contract
+        side, cells = contract.tile_px, contract.tile_px // contract.cell_px
+        self._shapes = (len(contract.bands), side, side), (len(contract.indices), cells, cells, 3)
         if not self._ends or not self._ends[-1]:
             raise ContractError(
                 f"the split `{split}` of {location} has no samples; loosen the thresholds and shard again."
             )
-        for shard in self.shards:
-            self.storage.check(shard, verify == "sha256")
+        for place in range(len(self.shards)):
+            self._check(place)
+
+    def _check(self, place: int) -> None:
+        shard = self.shards[place]
+        require_inside(shard, self.name)
+        try:
+            with self._noted(place):
+                self.storage.check(shard, self._care.verify == "sha256")
+        except CorruptDataError:
+            if self._care.damaged == "stop":
+                raise
+
+    @contextmanager
+    def _noted(self, place: int) -> Iterator[None]:
+        """Note what is wrong with a shard: it is told of each of its samples, and not looked for again."""
+        if place in self.lost:
+            raise CorruptDataError(self.lost[place])
+        try:
+            yield
+        except CorruptDataError as error:
+            self.lost[place] = str(error)
+            raise
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -79,7 +119,10 @@ class ShardReader:
         return self._offsets(place).key(row)
 
     def read(self, number: int, scratch: Scratch | None = None) -> Sample:
-        """Read and decode sample `number`; its arrays last until the next sample is read into the same scratch."""
+        """Read and decode sample `number`; its arrays last until the next sample is read into the same scratch.
+
+        Raises `CorruptDataError` naming shard and key for what cannot be had or is no sample of this set.
+        """
         place, row = self._find(number)
         shard, offsets = self.shards[place], self._offsets(place)
         members = offsets.members(row)
@@ -87,52 +130,91 @@ class ShardReader:
         first, (last, length) = min(members.values())[0], max(members.values())
         size = last + length - first
         buffer = (scratch or Scratch()).room("stored", size).data
-        if os.preadv(self._descriptor(shard), [buffer], first) != size:
+        if os.preadv(self._descriptor(place), [buffer], first) != size:
             raise CorruptDataError(
                 f"shard {self.storage.told(shard)} ends before {offsets.key(row)} does: it was truncated while in"
                 " use. Make it again."
             )
         parts = {s: buffer[at - first : at - first + length] for s, (at, length) in members.items()}
-        return samples.decode(offsets.key(row), parts, self.storage.told(shard), scratch)
+        sample = samples.decode(offsets.key(row), parts, self.storage.told(shard), scratch)
+        self._require_ours(sample, shard)
+        return sample
 
-    def keys(self) -> Iterator[str]:
-        """Yield the keys of all samples; the headers of all shards are read."""
-        for place in range(len(self.shards)):
-            offsets = self._offsets(place)
-            yield from (offsets.key(row) for row in range(len(offsets)))
+    def _require_ours(self, sample: Sample, shard: Shard) -> None:
+        """Raise `CorruptDataError` for a sample that is whole, but not as the contract of the set says."""
+        shapes, dates = (sample.pixels.shape, sample.cells.shape), 1 if sample.after is None else 2
+        if shapes != self._shapes or dates != self.manifest.contract.dates:
+            raise CorruptDataError(
+                f"{self.storage.told(shard)}: sample {sample.key} has pixels and cells of {shapes[0]} and {shapes[1]} at"
+                f" {dates} dates, and its set {self._shapes[0]} and {self._shapes[1]} at"
+                f" {self.manifest.contract.dates}. Make this shard again."
+            )
+
+    def keys(self) -> Iterator[str | None]:
+        """Yield the keys of all samples, None in shards that may be damaged and are; all headers are read."""
+        for place, shard in enumerate(self.shards):
+            keys: Iterable[str | None] = itertools.repeat(None, shard.samples)
+            with self._spared():
+                offsets = self._offsets(place)
+                keys = map(offsets.key, range(len(offsets)))
+            yield from keys
 
     def labels(self) -> Iterator[Label | None]:
-        """Yield the labels of all samples, in order; nothing else of them is read."""
-        for place, shard in enumerate(self.shards):
-            offsets, descriptor = self._offsets(place), self._descriptor(shard)
-            for row in range(len(offsets)):
-                wanted = {s: at for s, at in offsets.members(row).items() if s.startswith("label.")}
-                members = {s: os.pread(descriptor, size, at) for s, (at, size) in wanted.items()}
-                yield samples.decode_label(offsets.key(row), members, self.storage.told(shard))
+        """Yield the labels of all samples, in order, None for those that may be damaged and are; nothing else of them
+        is read.
+        """
+        for number in range(len(self)):
+            label = None
+            with self._spared():
+                label = self._label(*self._find(number))
+            yield label
 
-    def _descriptor(self, shard: Shard) -> int:
-        return self._files.get(shard.path) or self._files.keep(shard.path, self.storage.open(shard))
+    def _label(self, place: int, row: int) -> Label | None:
+        offsets, descriptor = self._offsets(place), self._descriptor(place)
+        wanted = {s: at for s, at in offsets.members(row).items() if s.startswith("label.")}
+        members = {s: os.pread(descriptor, size, at) for s, (at, size) in wanted.items()}
+        return samples.decode_label(offsets.key(row), members, self.storage.told(self.shards[place]))
+
+    @contextmanager
+    def _spared(self) -> Iterator[None]:
+        """Leave the block where something is damaged and may be."""
+        try:
+            yield
+        except CorruptDataError:
+            if self._care.damaged == "stop":
+                raise
+
+    def _descriptor(self, place: int) -> int:
+        shard = self.shards[place]
+        descriptor = self._files.get(shard.path)
+        if descriptor is None:
+            with self._noted(place):
+                descriptor = self._files.keep(shard.path, self.storage.open(shard))
+        return descriptor
 
     def _offsets(self, place: int) -> Offsets:
         if place not in self._known:
-            shard = self.shards[place]
-            kept = self.storage.cache.made() / f"{shard.sha256}-{shard.size_bytes}.offsets-1.npz"
-            offsets = read_offsets(kept) or self._find_offsets(shard, kept)
-            if len(offsets) != shard.samples:
-                raise CorruptDataError(
-                    f"shard {self.storage.told(shard)} holds {len(offsets)} samples, not {shard.samples}. Make it"
-                    " again."
-                )
+            with self._noted(place):
+                offsets = self._look_up(self.shards[place])
             if len(self._known) == _KNOWN:
                 self._known.popitem(last=False)
             self._known[place] = offsets
         return self._known[place]
 
-    def _find_offsets(self, shard: Shard, kept: Path) -> Offsets:
+    def _look_up(self, shard: Shard) -> Offsets:
+        # of this very file: what is found in a copy that is whole would hide the damage of another
+        kept, file = self.storage.cache.made() / _KEPT.format(shard), self.storage.file(shard)
+        known = read_offsets(kept, file)
+        if known is not None:
+            return known
         # a file of its own: forks may share the others, and this one is read from a position
         with os.fdopen(self.storage.open(shard), "rb") as stream:
             offsets = find_offsets(stream, self.storage.told(shard))
-        write_offsets(offsets, kept)
+        if len(offsets) != shard.samples:
+            raise CorruptDataError(
+                f"shard {self.storage.told(shard)} holds {len(offsets)} samples, not {shard.samples}. Make it again."
+            )
+        write_offsets(offsets, kept, file)
         return offsets
 
 

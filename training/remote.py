@@ -23,6 +23,8 @@ class Problem:
     text: str
     final: bool
     """Whether asking again is of no use."""
+    answered: bool = False
+    """Whether the storage is there, and what was asked for is not in it as it should be."""
 
 
 Fetch = Callable[[], Problem | None]
@@ -41,7 +43,9 @@ def download(address: str, path: Path) -> Problem | None:
         ) from error
     try:
         files.get_file(address, str(path))
-    except (FileNotFoundError, PermissionError) as error:
+    except FileNotFoundError as error:
+        return Problem(_text(error), final=True, answered=True)
+    except PermissionError as error:
         return Problem(_text(error), final=True)
     except failures as error:
         return Problem(_text(error), final=False)

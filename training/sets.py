@@ -23,7 +23,7 @@ from training.checkpoint import DataRecord, RunData, SetRecord
 from training.data import DataConfig, ShardSet, View
 from training.order import RULE
 from training.provenance import Provenance
-from training.reader import ShardReader
+from training.reader import Care, ShardReader
 from training.storage import Bucket, Folder, Storage, beside, fetch_series
 
 WITHOUT_LABELS = frozenset({"tile_px", "classes", "label_kind"})
@@ -83,6 +83,11 @@ class Source:
         """Return the shard that sample `number` of the row lies in."""
         reader, inside = self._find(number)
         return reader.place(inside)
+
+    @property
+    def lost(self) -> int:
+        """Samples of the row that lie in shards that are known to be damaged."""
+        return sum(r.shards[place].samples for r in self.readers for place in r.lost)
 
 
 @dataclass(frozen=True)
@@ -181,14 +186,15 @@ def open_families(config: DataConfig, free: Collection[str] = WITHOUT_LABELS) ->
 def open_split(config: DataConfig, split: str) -> Source:
     """Open another split of all sets as one row, each sample once whatever the weights.
 
-    Raises `ContractError` where no set has samples of it.
+    Raises `ContractError` where no set has samples of it, and `CorruptDataError` for a damaged shard whatever the
+    configuration: of what is scored nothing is replaced.
     """
     found = {folder: one for shard_set in config.shards for folder, one in _found(shard_set, config).items()}
-    return Source(tuple(_readers(found, split, config)))
+    return Source(tuple(_readers(found, split, Care(config.verify))))
 
 
 def _open(one: ShardSet, split: str, config: DataConfig) -> Source:
-    return Source(tuple(_readers(_found(one, config), split, config)), one.weight)
+    return Source(tuple(_readers(_found(one, config), split, config.care)), one.weight)
 
 
 def _found(one: ShardSet, config: DataConfig) -> dict[Path, tuple[Manifest, Storage]]:
@@ -210,14 +216,12 @@ def first_sensor(config: DataConfig) -> str:
     return list(_found(config.shards[0], config).values())[-1][0].contract.sensor
 
 
-def _readers(
-    sets: Mapping[Path, tuple[Manifest, Storage]], split: str, config: DataConfig
-) -> Iterator[ShardReader]:
+def _readers(sets: Mapping[Path, tuple[Manifest, Storage]], split: str, care: Care) -> Iterator[ShardReader]:
     """Yield readers of the sets that have samples of a split: not every scene that is added has some of each."""
     filled = {f: one for f, one in sets.items() if sum(s.samples for s in one[0].splits.get(split, ()))}
     # none has any: the reader of the last one says what is wrong
     for folder, (made, storage) in (filled or dict([list(sets.items())[-1]])).items():
-        yield ShardReader(folder, split, config.verify, made, storage)
+        yield ShardReader(folder, split, care, made, storage)
 
 
 def _family(sources: list[Source], free: Collection[str], config: DataConfig) -> Family:
@@ -267,7 +271,7 @@ def require_distinct(readers: Sequence[ShardReader]) -> None:
         # the splits of one set share scenes, and no sample
         if not twice and (ours.folder == theirs.folder or not ours.scenes & theirs.scenes):
             continue
-        keys = sorted(set(ours.keys()) & set(theirs.keys()))
+        keys = sorted({key for key in ours.keys() if key} & set(theirs.keys()))  # noqa: SIM118 - no dict
         if keys:
             more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
             raise ContractError(

@@ -39,6 +39,7 @@ def status(folder: Path) -> list[tuple[str, str]]:
         *_progress(lines, plan),
         *_checkpoints(folder),
         *_noted(lines),
+        *_replaced(lines),
     ]
 
 
@@ -106,6 +107,14 @@ def _noted(lines: Sequence[Line]) -> Iterator[tuple[str, str]]:
             "saving",
             f"{statistics.median(saves_s):.2f} s each, {sum(saves_s) / max(spent_s, 1e-9):.2%} of the time",
         )
+
+
+def _replaced(lines: Sequence[Line]) -> Iterator[tuple[str, str]]:
+    count = next(
+        (x.metrics["replaced_samples"] for x in reversed(lines) if "replaced_samples" in x.metrics), 0
+    )
+    if count:
+        yield "replaced", f"{count:.0f} samples, others stood in for them; {NOTED} names what is damaged"
 
 
 def main(argv: Sequence[str]) -> int:

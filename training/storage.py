@@ -17,12 +17,14 @@ from pipeline import histogram as histograms
 from pipeline import manifest as manifests
 from pipeline.config import Config, UserPath
 from pipeline.console import LOG
-from pipeline.errors import ConfigError, CorruptDataError, MissingInputError
+from pipeline.errors import ConfigError, CorruptDataError, LostDataError, MissingInputError, UnsafeDataError
+from pipeline.keys import hash_text
 from pipeline.manifest import Shard
 from training import remote
 
 _WAIT_S = 1.0
 _LONGEST_WAIT_S = 30.0
+_CUT_SHORT = 3
 
 
 class Cache(Config):
@@ -58,10 +60,19 @@ class Storage(Protocol):
         """Return what to call a shard in messages."""
 
     def check(self, shard: Shard, checksum: bool) -> None:
-        """Raise where a shard is missing or not as its manifest says, as far as that can be told at the start."""
+        """Raise `CorruptDataError` where a shard is missing or not as its manifest says, as far as that can be told
+        at the start.
+        """
+
+    def file(self, shard: Shard) -> str:
+        """Return what tells the file of a shard from its other copies, and from what it was before it changed."""
 
     def open(self, shard: Shard) -> int:
-        """Return a descriptor of a shard's file on this node, for the caller to close."""
+        """Return a descriptor of a shard's file on this node, for the caller to close.
+
+        Raises `CorruptDataError` for a shard that is missing or damaged, `MissingInputError` for storage that does not
+        answer.
+        """
 
 
 class Folder:
@@ -79,29 +90,44 @@ class Folder:
         """Return the shard's path."""
         return f"{self.folder}/{shard.path}"
 
+    def file(self, shard: Shard) -> str:
+        """Return a hash of the shard's path and of when it was written last."""
+        with self._there(shard):
+            path = (self.folder / shard.path).resolve(strict=True)
+            return f"{hash_text(path, path.stat().st_mtime_ns):016x}"
+
     def open(self, shard: Shard) -> int:
-        """Open the shard."""
-        return os.open(self.told(shard), os.O_RDONLY)
+        """Open the shard; raises `LostDataError` where it is missing."""
+        with self._there(shard):
+            return os.open(self.told(shard), os.O_RDONLY)
 
     def check(self, shard: Shard, checksum: bool) -> None:
-        """Raise `MissingInputError` or `CorruptDataError` for a shard that is not as the manifest says."""
-        require_inside(shard, self.name)
+        """Raise `LostDataError` or `CorruptDataError` for a shard that is not as the manifest says."""
         path = self.folder / shard.path
-        if not path.exists():
-            raise MissingInputError(f"shard {path} is missing. Copy it back, or make the set again.")
+        with self._there(shard):
+            size_bytes = path.stat().st_size
         # the size costs nothing and finds what truncation leaves; flips need sha256
-        if path.stat().st_size != shard.size_bytes:
+        if size_bytes != shard.size_bytes:
             raise CorruptDataError(
-                f"shard {path} has {path.stat().st_size} bytes, not {shard.size_bytes}. Make it again."
+                f"shard {path} has {size_bytes} bytes, not {shard.size_bytes}. Make it again."
             )
         if checksum and manifests.sha256(path) != shard.sha256:
             raise CorruptDataError(f"shard {path} does not have its recorded checksum. Make it again.")
 
+    @contextmanager
+    def _there(self, shard: Shard) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise LostDataError(
+                f"shard {self.told(shard)} is missing. Copy it back, or make the set again."
+            ) from error
+
 
 def require_inside(shard: Shard, where: str) -> None:
-    """Raise `CorruptDataError` for a shard that a manifest says lies outside of its set."""
+    """Raise `UnsafeDataError` for a shard that a manifest says lies outside of its set."""
     if PurePosixPath(shard.path).is_absolute() or ".." in PurePosixPath(shard.path).parts:
-        raise CorruptDataError(
+        raise UnsafeDataError(
             f"{where}: shard `{shard.path}` lies outside the set; do not use this manifest."
         )
 
@@ -122,13 +148,17 @@ class Bucket:
         return f"{self._address}/{shard.path}"
 
     def check(self, shard: Shard, checksum: bool) -> None:
-        """Raise `CorruptDataError` for a shard outside of the set; what is in it is verified on arrival."""
-        require_inside(shard, self.name)
+        """Do nothing: what comes to the node is verified on arrival."""
+
+    def file(self, shard: Shard) -> str:
+        """Return nothing that tells copies apart: all that come to a node have the recorded checksum."""
+        return ""
 
     def open(self, shard: Shard) -> int:
         """Open the shard in the node's cache, fetched where it is not there.
 
-        Raises `MissingInputError` or `CorruptDataError` naming the shard, the former after `patience_s`.
+        Raises `CorruptDataError` naming a shard that is missing there or damaged, and `MissingInputError` after
+        `patience_s` where the storage cannot be reached.
         """
         folder = self.cache.made()
         path = folder / f"{shard.sha256}.tar"
@@ -146,7 +176,8 @@ class Bucket:
     def _fetch(self, shard: Shard, path: Path) -> None:
         partial, address = path.with_suffix(".partial"), self.told(shard)
         try:
-            patiently(lambda: _whole(address, partial, shard.size_bytes), address, self.cache.patience_s)
+            fetch = _Whole(address, partial, shard.size_bytes)
+            patiently(fetch, address, self.cache.patience_s)
             if manifests.sha256(partial) != shard.sha256:
                 raise CorruptDataError(
                     f"shard {address} does not have its recorded checksum. Copy it there again from where it was made."
@@ -168,12 +199,23 @@ class Bucket:
                     spare -= size
 
 
-def _whole(address: str, path: Path, size_bytes: int) -> remote.Problem | None:
-    problem = remote.download(address, path)
-    # some servers that stop in the middle end the file as if it were all
-    if problem is None and path.stat().st_size != size_bytes:
-        return remote.Problem(f"{path.stat().st_size} of {size_bytes} bytes came", final=False)
-    return problem
+class _Whole:
+    """Fetches all of a file."""
+
+    def __init__(self, address: str, path: Path, size_bytes: int) -> None:
+        self._address, self._path, self._size_bytes = address, path, size_bytes
+        self._came: list[int] = []
+
+    def __call__(self) -> remote.Problem | None:
+        """Fetch it; a size that is wrong, and the same several times, is that of what lies there."""
+        problem = remote.download(self._address, self._path)
+        came = self._path.stat().st_size if problem is None else self._size_bytes
+        if came == self._size_bytes:
+            return problem
+        # some servers that stop in the middle end the file as if it were all
+        self._came.append(came)
+        lies_so = self._came[-_CUT_SHORT:] == [came] * _CUT_SHORT
+        return remote.Problem(f"{came} of {self._size_bytes} bytes came", final=lies_so, answered=lies_so)
 
 
 def beside(address: str, name: str) -> str:
@@ -219,7 +261,7 @@ def _bring(address: str, path: Path, patience_s: float, needed: bool) -> None:
 def patiently(fetch: remote.Fetch, address: str, patience_s: float) -> None:
     """Fetch, again after growing pauses while the storage cannot be reached.
 
-    Raises `MissingInputError` naming the address for what is not there, and when `patience_s` is over.
+    Raises `LostDataError` naming the address for what is not there, `MissingInputError` when `patience_s` is over.
     """
     ends, wait_s = time.monotonic() + patience_s, _WAIT_S
     while True:
@@ -227,7 +269,8 @@ def patiently(fetch: remote.Fetch, address: str, patience_s: float) -> None:
         if problem is None:
             return
         if problem.final or time.monotonic() + wait_s > ends:
-            raise MissingInputError(
+            kind = LostDataError if problem.answered else MissingInputError
+            raise kind(
                 f"{address} cannot be read ({problem.text})"
                 f"{'' if problem.final else f', and could not be for {patience_s:g} s'}. Check the address, the"
                 " credentials and the storage, then give the same command again."

@@ -15,25 +15,58 @@ from typing import Protocol
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from pipeline.console import LOG
 from pipeline.errors import PipelineError
 from pipeline.sample import Sample, Scratch
 from training.collation import Handed, Room, Rows, Slot, Slots, collate, image_bytes
-from training.data import PATIENCE_S, Batch, BatchConfig, Turn, View, draw_ids, draw_turns, look
+from training.data import PATIENCE_S, Batch, BatchConfig, Turn, View, draw_ids, look
 from training.order import Draws, Offer, Order
+from training.reader import Damaged
 from training.sets import Part
+from training.spares import Picked, Spares
 from training.world import World
+
+MOST_NAMED = 20
+"""Damaged shards and samples that are named: a log must stay readable."""
+REPLACED = "replaced_share"
 
 
 class ShardStream(Dataset[Batch]):
     """The steps of a training run: `stream[step]` is this rank's batch of that step."""
 
-    def __init__(self, parts: Sequence[Part], batch: BatchConfig, world: World) -> None:
+    def __init__(
+        self, parts: Sequence[Part], batch: BatchConfig, world: World, damaged: Damaged = "stop"
+    ) -> None:
+        """damaged: whether samples that cannot be had are replaced; rank 0 warns of shards that are known to be."""
         self.parts, self.world = tuple(parts), world
         self.batch_size, self.accumulation = batch.size, batch.accumulation(world.size)
         offers = [[Offer(s.name, s.shards, s.weight) for s in p.family.sources] for p in parts]
         self.order = Order.of(offers, batch.size, parts[0].view.seed)
         self.steps_per_epoch = self.order.steps_per_epoch
         self.room, self._scratch = Room(), Scratch()
+        self.spares = Spares(parts, parts[0].view.seed) if damaged == "replace" else None
+        for text in self.lost[:MOST_NAMED] if world.main else ():
+            LOG.warning("its samples are replaced by others: %s", text)
+
+    @property
+    def lost(self) -> list[str]:
+        """What is wrong with the shards that are known to be damaged."""
+        sources = itertools.chain(*(part.family.sources for part in self.parts))
+        return [text for source in sources for reader in source.readers for text in reader.lost.values()]
+
+    @property
+    def lost_share(self) -> float:
+        """Share of an epoch's samples that lie in them."""
+        given = [
+            (quota.drawn, source.lost / len(source))
+            for part, quotas in zip(self.parts, self.order.sensors, strict=True)
+            for source, quota in zip(part.family.sources, quotas, strict=True)
+        ]
+        return sum(drawn * share for drawn, share in given) / sum(drawn for drawn, _ in given)
+
+    def observed(self, batch: Batch) -> dict[str, float]:
+        """Return what a batch says of the data: the share of it that was replaced, where that may be."""
+        return {REPLACED: len(batch.replaced) / len(batch.keys)} if self.spares else {}
 
     def __len__(self) -> int:
         """Return the number of samples of all sets."""
@@ -73,17 +106,12 @@ class ShardStream(Dataset[Batch]):
     def __getitem__(self, step: int) -> Batch:
         """Load this rank's batch of a step."""
         epoch, drawn = step // self.steps_per_epoch, self.mine(step)
-        sources, view = self.parts[drawn.sensor].family.sources, self.parts[drawn.sensor].view
-        visits = drawn.visit.tolist()
-        places = list(zip(drawn.source.tolist(), drawn.sample.tolist(), strict=True))
-        ids = draw_ids([sources[s].key(number) for s, number in places], visits)
-        turns = zip(places, draw_turns(view, ids, epoch), strict=True)
-        rows = Rows(len(ids), self.room, self._scratch)
-        looked = (
-            look(sources[s].read(number, rows if turn.as_stored else self._scratch), view, turn)
-            for (s, number), turn in turns
-        )
-        return collate(Slot(step, epoch, rows), looked, view, ids)
+        part = self.parts[drawn.sensor]
+        picked = Picked(part, drawn, epoch, self.spares)
+        rows = Rows(len(picked.ids), self.room, self._scratch)
+        looked = picked.looked(rows, self._scratch)
+        batch = collate(Slot(step, epoch, rows), looked, part.view, picked.ids)
+        return replace(batch, replaced=tuple(picked.wrong)) if picked.wrong else batch
 
     def shards(self, step: int) -> list[str]:
         """Return the shards that this rank's samples of a step lie in."""

@@ -1,4 +1,5 @@
-"""What is watched while a run trains: steps that were skipped, losses that jump, ranks that drift apart or lag behind.
+"""What is watched while a run trains: steps that were skipped, losses that jump, samples that were replaced, ranks that
+drift apart or lag behind.
 
 A watch changes nothing that is trained: it counts, logs and writes down, and ends a run that has gone wrong.
 """
@@ -22,10 +23,13 @@ from torch import Tensor, nn
 from pipeline.config import Config
 from pipeline.console import LOG
 from pipeline.errors import TrainingError
+from training import journal
 from training.report import StepResult
+from training.stream import MOST_NAMED, REPLACED, ShardStream
 from training.world import World
 
 NOTED = "noted.jsonl"
+_COUNT = "replaced_samples"
 _FEWEST = 10
 """Losses below which a window says nothing."""
 _NOTES_BYTES = 10_000_000
@@ -41,6 +45,9 @@ class GuardsConfig(Config):
     """Steps whose losses a new one is compared with."""
     spike_sigmas: float = Field(default=6.0, gt=0)
     """A loss above mean + so many standard deviations of the window is noted."""
+    max_replaced: float = Field(default=0.01, ge=0, le=1)
+    """With `data.damaged: replace`: share of the samples of an epoch, and of all seen later on, that others may stand in
+    for; one more ends the run."""
     compare_every_steps: int = Field(default=100, ge=1)
     """Steps after which the ranks compare weights and times."""
     straggler_ratio: float = Field(default=1.5, gt=1)
@@ -55,6 +62,8 @@ class Watched:
     result: StepResult
     keys: Sequence[str]
     """This rank's samples."""
+    replaced: Sequence[str] = ()
+    """What was wrong with those of this rank that others stand in for."""
 
 
 class Watch:
@@ -105,14 +114,85 @@ class Watch:
 
     def _note(self, seen: Watched, why: str, text: str) -> None:
         """Write the samples of all ranks down; collective."""
-        keys = [key for mine in self.world.gather(list(seen.keys)) for key in mine]  # type: ignore[attr-defined]
-        path = self.run / NOTED
-        if not self.world.main or (path.exists() and path.stat().st_size > _NOTES_BYTES):
-            return
-        LOG.warning("step %d: %s; its samples are in %s", seen.step, text, path)
+        keys = _of_all(self.world, seen.keys)
         record = {"step": seen.step, "why": why, "loss": str(seen.result.loss), "keys": keys}
-        with path.open("a") as stream:
-            stream.write(json.dumps(record) + "\n")
+        if self.world.main and _written(self.run, record):
+            LOG.warning("step %d: %s; its samples are in %s", seen.step, text, self.run / NOTED)
+
+
+def _of_all(world: World, mine: Sequence[str]) -> list[str]:
+    """Return the texts of all ranks; collective."""
+    return [text for each in world.gather(list(mine)) for text in each]  # type: ignore[attr-defined]
+
+
+def _written(run: Path, record: dict[str, object]) -> bool:
+    """Write down what is noted of a step; returns whether there was room for it."""
+    path = run / NOTED
+    if path.exists() and path.stat().st_size > _NOTES_BYTES:
+        return False
+    with path.open("a") as stream:
+        stream.write(json.dumps(record) + "\n")
+    return True
+
+
+class Replaced:
+    """Counts the samples of a run that others stood in for, alike on all ranks, and ends a run that has too many."""
+
+    def __init__(self, config: GuardsConfig, stream: ShardStream, run: Path) -> None:
+        """Go on counting where an earlier life ended; collective.
+
+        Raises `TrainingError` where so many are known to be damaged that the run would end.
+        """
+        self.config, self.stream, self.run = config, stream, run
+        self._told = set(stream.lost)
+        self.count = 0.0
+        if stream.spares:
+            before = [x.metrics[_COUNT] for x in journal.read(run) if _COUNT in x.metrics]
+            # rank 0's: another may look before the journal tells where it was rewound to
+            self.count = float(str(stream.world.gather(before[-1] if before else 0.0)[0]))
+            if stream.lost_share > config.max_replaced:
+                raise TrainingError(
+                    self._too_many(f"{stream.lost_share:.1%} of the samples are", stream.lost[0])
+                )
+        if stream.lost and stream.world.main:
+            _written(run, {"why": "replaced", "damaged": stream.lost[:MOST_NAMED]})
+
+    def see(self, seen: Watched) -> dict[str, float]:
+        """Count those of a step; returns what to log of them. Raises `TrainingError` where they are too many;
+        collective where there are any.
+        """
+        if not self.stream.spares:
+            return {}
+        size = self.stream.batch_size
+        found = round(seen.result.observed[REPLACED] * size)
+        self.count += found
+        if found:
+            self._name(seen)
+        if self.count > self.config.max_replaced * size * max(seen.step, self.stream.steps_per_epoch):
+            share = f"{self.count:.0f} of {seen.step * size} samples up to step {seen.step} were"
+            raise TrainingError(self._too_many(share, f"{self.run / NOTED} names them."))
+        return {_COUNT: self.count}
+
+    def _name(self, seen: Watched) -> None:
+        """Name what was not named before, as long as these are not too many; collective."""
+        room = MOST_NAMED - len(self._told)
+        if room < 0:
+            return
+        new = sorted(set(_of_all(self.stream.world, seen.replaced)) - self._told)
+        self._told |= set(new)
+        if not self.stream.world.main or not new:
+            return
+        _written(self.run, {"step": seen.step, "why": "replaced", "damaged": new[:room]})
+        for text in new[:room]:
+            LOG.warning("step %d: a sample is replaced by another: %s", seen.step, text)
+        if len(new) > room:
+            LOG.warning("further ones are counted and not named; training/status.py tells how many")
+
+    def _too_many(self, what: str, where: str) -> str:
+        return (
+            f"{what} missing or damaged, more than guards.max_replaced={self.config.max_replaced:g} allows. {where} Copy"
+            " the shards back or make them again, then give the same command again."
+        )
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,16 @@ import numpy as np
 import pytest
 
 from pipeline import manifest as manifests
-from pipeline.errors import ContractError, CorruptDataError, MissingInputError, PipelineError
+from pipeline.errors import (
+    ContractError,
+    CorruptDataError,
+    LostDataError,
+    MissingInputError,
+    PipelineError,
+    UnsafeDataError,
+)
 from training.offsets import find_offsets
-from training.reader import ShardReader
+from training.reader import Care, ShardReader
 
 
 @pytest.fixture
@@ -62,12 +69,12 @@ def test_t16_a_flipped_byte_is_found_by_checksum(copy: Path) -> None:
     data[2000] ^= 1
     path.write_bytes(bytes(data))
     with pytest.raises(CorruptDataError, match=r"shard-000000\.tar.*checksum"):
-        ShardReader(copy, "train", verify="sha256")
+        ShardReader(copy, "train", Care("sha256"))
 
 
 def test_t16_a_missing_shard_is_named(copy: Path) -> None:
     first_shard(copy).unlink()
-    with pytest.raises(MissingInputError, match=r"shard-000000\.tar is missing"):
+    with pytest.raises(LostDataError, match=r"shard-000000\.tar is missing"):
         ShardReader(copy, "train")
 
 
@@ -108,19 +115,22 @@ def test_t19_a_member_that_other_readers_would_execute_or_follow_is_refused(copy
     rewrite(first_shard(copy), copy, {"tile_00000.json": (name, b"{}")})
     with (
         first_shard(copy).open("rb") as stream,
-        pytest.raises(CorruptDataError, match="do not use this file"),
+        pytest.raises(UnsafeDataError, match="do not use this file"),
     ):
         find_offsets(stream, "the shard")
-    with pytest.raises(CorruptDataError, match=r"shard-000000\.tar.*do not use this file"):
-        ShardReader(copy, "train").read(0)
+    # nothing is read in its place either
+    for care in (Care(), Care(damaged="replace")):
+        with pytest.raises(UnsafeDataError, match=r"shard-000000\.tar.*do not use this file"):
+            ShardReader(copy, "train", care).read(0)
 
 
 def test_t19_a_shard_outside_of_the_set_is_refused(copy: Path) -> None:
     tree = json.loads((copy / "manifest.json").read_text())
     tree["splits"]["train"][0]["path"] = "../../etc/passwd"
     (copy / "manifest.json").write_text(json.dumps(tree))
-    with pytest.raises(CorruptDataError, match="outside the set"):
-        ShardReader(copy, "train")
+    for care in (Care(), Care(damaged="replace")):
+        with pytest.raises(UnsafeDataError, match="outside the set"):
+            ShardReader(copy, "train", care)
 
 
 @pytest.mark.parametrize(

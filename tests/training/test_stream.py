@@ -157,18 +157,23 @@ def test_loader_processes_that_are_kept_up_with_use_the_same_memory_again(shards
     assert len(places) <= 4
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(
+    ("workers", "says"),
+    [
+        (0, r"shard .*few/train/shard-000000\.tar ends before tile_\d+ does.*again\."),
+        # a process that has not read of it yet looks at all of it first
+        (1, r".*few/train/shard-000000\.tar is no complete tar file.*again\."),
+    ],
+)
 def test_t16_a_shard_that_shrinks_while_in_use_is_named_also_by_loader_processes(
-    make_shards: Callable[..., Path], workers: int
+    make_shards: Callable[..., Path], workers: int, says: str
 ) -> None:
     folder = make_shards("few", train=range(12))
     made = stream(folder, size=4)
     assert [len(b.keys) for b in made.batches(0, 1, workers)] == [4]
     (shard,) = (folder / "train").glob("*.tar")
     os.truncate(shard, 9000)
-    with pytest.raises(
-        CorruptDataError, match=r"^shard .*few/train/shard-000000\.tar ends before tile_\d+ does.*again\.$"
-    ):
+    with pytest.raises(CorruptDataError, match=f"^{says}$"):
         list(made.batches(0, 3, workers))
 
 
