@@ -25,7 +25,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 
 from pipeline.errors import ContractError, CorruptDataError
 from pipeline.manifest import write_atomically
-from pipeline.sample import LEVELS, NO_CLASS, NODATA, Codec, Flag
+from pipeline.sample import NO_CLASS, NODATA, Codec, Flag
 from preprocessing.conventions import (
     axis_attributes,
     crs_attributes,
@@ -219,8 +219,9 @@ class SceneWriter:
 
 
 def _codecs(codec: Codec, itemsize: int) -> list[Any]:
-    level = LEVELS[codec]
-    return [BloscCodec(cname=codec, clevel=level, shuffle="bitshuffle", typesize=itemsize), Crc32cCodec()]
+    # scenes are read once or twice: what takes longer to compress would not be earned back
+    name, level = ("zstd", 1) if codec == "zstd" else ("lz4", 5)
+    return [BloscCodec(cname=name, clevel=level, shuffle="bitshuffle", typesize=itemsize), Crc32cCodec()]
 
 
 def _link(path: Path, target: Path) -> None:

@@ -24,8 +24,8 @@ from preprocessing.jobs import SceneJob
 from preprocessing.settings import ShardConfig
 from preprocessing.strips import STRIP_PX
 
-RATIOS = {"lz4": 1.5, "zstd": 1.65}
-"""Raw bytes over stored ones, with bitshuffle, real 10 to 60 m products."""
+RATIOS = {"lz4": 1.5, "lz4hc": 1.55, "zstd": 1.65}
+"""Raw bytes over stored ones, real 10 to 60 m products."""
 DECODE = {".jp2": 2.8e6}
 """Pixels a second and core, by ending of the file."""
 DECODE_OTHERS = 60e6
