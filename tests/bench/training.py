@@ -128,34 +128,39 @@ def saving(folder: Path) -> list[Ratio]:
     shards = folder / "tiles"
     if not shards.exists():
         write_shards(shards, {"train": range(BATCH)}, TWELVE_BANDS)
+    interval, found = PretrainConfig.model_fields["save_every_steps"].default, []
+    for name, meanwhile in (("written meanwhile", True), ("waited for", False)):
+        step_s, saves_s, size = _saved(folder, shards, meanwhile)
+        rate = size / statistics.median(saves_s) / 1e9
+        say(
+            f"{name}: a checkpoint of {size / 1e9:.2f} GB holds the training up at {rate:.2f} GB/s; a step takes {step_s:.2f} s"
+        )
+        shares = tuple(100 * s / (interval * step_s) for s in saves_s)
+        what = f"saving every {interval} steps, {name}: % of the time"
+        found.append(Ratio(what, shares, 1.0, False, (statistics.median(saves_s), step_s)))
+    return found
+
+
+def _saved(folder: Path, shards: Path, meanwhile: bool) -> tuple[float, list[float], int]:
+    """Train with a checkpoint after every step; return seconds of a step, waited for each, and bytes of one."""
+    name = f"saving-{meanwhile}"
     words = [
         f"data.shards={shards}",
         f"output={folder}",
-        "name=saving",
+        f"name={name}",
         f"model.size={SIZE}",
         "data.workers=0",
     ]
-    words += [
-        f"batch.size={BATCH}",
-        f"batch.micro={BATCH}",
-        "panel_images=0",
-        f"tracking.uri=sqlite:///{folder}/m.db",
-    ]
+    words += [f"batch.size={BATCH}", f"batch.micro={BATCH}", "panel_images=0", f"save_async={meanwhile}"]
     # one step more than is counted: the first warms up
-    words += [f"steps={REPETITIONS + 2}", "save_every_steps=1"]
+    words += [f"steps={REPETITIONS + 2}", "save_every_steps=1", f"tracking.uri=sqlite:///{folder}/m.db"]
     command = [sys.executable, "training/pretrain.py", "configs/pretrain/default.yaml", *words]
-    subprocess.run(
-        command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True, capture_output=True
-    )
-    lines = [line.metrics for line in journal.read(folder / "saving")][1:]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
+    lines = [line.metrics for line in journal.read(folder / name)][1:]
     step_s = statistics.median(BATCH / line["samples_per_s"] for line in lines)
-    saves_s = [line["save_s"] for line in lines if "save_s" in line]
-    size = sum(p.stat().st_size for p in checkpoint.find(folder / "saving").iterdir())
-    rate = size / statistics.median(saves_s) / 1e9
-    say(f"a checkpoint of {size / 1e9:.2f} GB at {rate:.2f} GB/s; a step takes {step_s:.2f} s here")
-    interval = PretrainConfig.model_fields["save_every_steps"].default
-    shares = tuple(100 * s / (interval * step_s) for s in saves_s)
-    return [Ratio(f"saving every {interval} steps: % of the time", shares, 1.0, False, (saves_s[0], step_s))]
+    size = sum(p.stat().st_size for p in checkpoint.find(folder / name).iterdir())
+    return step_s, [line["save_s"] for line in lines if "save_s" in line], size
 
 
 BENCHES = {"training": training, "allocator": allocator, "saving": saving}
