@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +33,7 @@ from training import journal, runs
 from training.checkpoint import Store
 from training.pretrain import PretrainConfig
 from training.sealed import verify
+from training.status import status
 from training.world import World
 
 KILLS = int(os.environ.get("KILLS") or ("20" if os.environ.get("LONG_TESTS") == "1" else "3"))
@@ -167,6 +170,89 @@ def test_t09_what_changes_the_training_is_refused_on_resume_unless_allowed(
     with pytest.raises(ConfigError, match=rf"{key}: \S+ -> {value}\)\. Give another name=.*resume=changed"):
         runs.prepare(load(PretrainConfig, None, words), World())
     assert runs.prepare(load(PretrainConfig, None, [*words, "resume=changed"]), World())
+
+
+UNDER_ANOTHER_RULE = """
+import sys
+from training import pretrain, sets
+
+sets.RULE = 1
+sys.exit(pretrain.main(sys.argv[1:]))
+"""
+
+
+def test_t09_a_run_of_another_order_of_samples_is_refused_on_resume_unless_allowed(
+    shards: Path, tmp_path: Path
+) -> None:
+    words = ("name=ordered", "steps=6", "panel_images=0")
+    given = [f"output={tmp_path}", f"data.shards={shards}", "data.image_px=48", *SMALL, *words, "stop_at=3"]
+    older = [sys.executable, "-c", UNDER_ANOTHER_RULE, "configs/pretrain/demo.yaml", *given]
+    assert subprocess.run(older, cwd=ROOT, capture_output=True, timeout=120).returncode == 85
+    _, err = finish(start(shards, tmp_path, *words), 2)
+    assert "was trained on other data" in err
+    assert "(rule of the order: 1 -> 2); resume=changed allows it" in err
+    assert len(losses(tmp_path / "ordered")) == 3
+    out, _ = finish(start(shards, tmp_path, *words, "resume=changed"))
+    assert "at step 3" in out
+    assert len(losses(tmp_path / "ordered")) == 6
+
+
+@pytest.fixture
+def damaged(shards: Path, tmp_path: Path) -> Path:
+    """A copy of the shard set that lacks a shard of 8 samples, and of which one sample cannot be decoded."""
+    copy = Path(shutil.copytree(shards, tmp_path / "damaged"))
+    (copy / "train/shard-000002.tar").unlink()
+    with tarfile.open(copy / "train/shard-000000.tar") as tar:
+        at = tar.getmember("tile_00005.pixels.npy.blosc").offset_data + 5
+    with (copy / "train/shard-000000.tar").open("r+b") as stream:
+        stream.seek(at)
+        stream.write(b"\xff")
+    return copy
+
+
+def replaced(run: Path) -> list[float]:
+    return [line.metrics["replaced_share"] for line in journal.read(run)]
+
+
+def test_t16_a_run_without_its_damaged_samples_is_the_same_however_it_is_cut_up(
+    damaged: Path, tmp_path: Path
+) -> None:
+    words = [f"output={tmp_path}", f"data.shards={damaged}", *SMALL, "panel_images=0", "data.damaged=replace",
+             "guards.max_replaced=0.9"]  # fmt: skip
+    cut = [*words, "name=cut", "data.workers=2"]
+    cases = [("pretrain", [*words, "name=whole"]), ("pretrain", [*cut, "stop_at=7"]), ("pretrain", cut)]
+    assert run_cases(tmp_path, cases) == [True, False, True]
+    # an epoch of 5 steps visits all 40 samples, of which 9 are others
+    assert sum(replaced(tmp_path / "whole")) * 8 == 4 * 9
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    assert replaced(tmp_path / "cut") == replaced(tmp_path / "whole")
+    counts = [line.metrics["replaced_samples"] for line in journal.read(tmp_path / "cut")]
+    assert (counts[-1], counts) == (36.0, sorted(counts))
+    assert dict(status(tmp_path / "cut"))["replaced"].startswith("36 samples")
+    assert run_cases(tmp_path, [("pretrain", [*words, "name=pair"])], ranks=2) == [True]
+    assert losses(tmp_path / "pair") == pytest.approx(losses(tmp_path / "whole"), rel=1e-5)
+    assert replaced(tmp_path / "pair") == replaced(tmp_path / "whole")
+
+
+def test_t16_a_run_that_would_lack_too_much_ends_and_one_that_stopped_goes_on_when_told(
+    damaged: Path, tmp_path: Path
+) -> None:
+    words = ("name=few", "panel_images=0", "save_every_steps=1")
+    _, err = finish(start(damaged, tmp_path, *words), 2)
+    assert "train/shard-000002.tar is missing" in err
+    _, err = finish(start(damaged, tmp_path, *words, "data.damaged=replace"), 1)
+    assert "20.0% of the samples are missing or damaged, more than guards.max_replaced=0.01" in err
+    assert err.count("shard-000002.tar is missing") == 2  # warned of, and what ended it
+    allowed = ("data.damaged=replace", "guards.max_replaced=0.21")
+    _, err = finish(start(damaged, tmp_path, *words, *allowed), 1)
+    # 8.4 an epoch, and an epoch has 9
+    ended = re.search(r"9 of \d+ samples up to step ([1-5]) were missing or damaged", err)
+    assert ended, err
+    assert err.count("tile_00005") == 1
+    assert "Traceback" not in err
+    assert len(losses(tmp_path / "few")) == int(ended[1]) - 1
+    finish(start(damaged, tmp_path, *words, "data.damaged=replace", "guards.max_replaced=0.5"))
+    assert len(losses(tmp_path / "few")) == 20
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
