@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -24,8 +25,11 @@ import pytest
 from pydantic import ValidationError
 
 from pipeline.errors import CorruptDataError, MissingInputError, MissingPackageError
-from training.data import DataConfig
-from training.sets import Source, open_families
+from training.data import Batch, BatchConfig, DataConfig, make_view
+from training.sets import Part, Source, open_families
+from training.storage import Bucket
+from training.stream import ShardStream
+from training.world import World
 
 S3_SERVER = [
     sys.executable,
@@ -197,6 +201,51 @@ def test_t16_a_shard_that_arrives_altered_or_not_at_all_is_named(shards: Path, t
         with pytest.raises(MissingInputError, match=r"nowhere/manifest\.json cannot be read"):
             opened(f"http://127.0.0.1:{port}/nowhere", tmp_path / "cache")
     assert not list((tmp_path / "cache").glob("*.tar"))
+
+
+def test_t16_what_lies_damaged_on_object_storage_may_be_replaced_and_what_is_out_of_reach_not(
+    shards: Path, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(shards, tmp_path / "served" / "copy"))
+    altered, short, _ = sorted((copy / "train").glob("*.tar"))
+    data = bytearray(altered.read_bytes())
+    data[2000] ^= 1
+    altered.write_bytes(bytes(data))
+    os.truncate(short, 9000)
+    port, cache = free_port(), {"folder": tmp_path / "cache", "patience_s": 60}
+    given = {"shards": f"http://127.0.0.1:{port}/copy", "damaged": "replace", "cache": cache, "image_px": 32}
+    with web(copy.parent, port):
+        began_s = time.monotonic()
+        batch, made = stepped(given)
+        # what is too short each time is not asked for until patience is over
+        assert time.monotonic() - began_s < 30
+        assert {int(key[-5:]) // 16 for key in batch.keys} == {2}
+        wrong = {text.partition("/train/")[2][:16]: text for text in batch.replaced}
+        assert "does not have its recorded checksum" in wrong["shard-000000.tar"]
+        assert "9000 of" in wrong["shard-000001.tar"]
+        altered.unlink()
+        again, _ = stepped(given)
+        assert (again.keys, again.ids.tolist()) == (batch.keys, batch.ids.tolist())
+        assert any("shard-000000.tar cannot be read" in text for text in again.replaced)
+    # the storage is gone: nothing stands in for what may be whole
+    made.parts[0].family.sources[0].readers[0].lost.clear()
+    shutil.rmtree(cache["folder"])
+    with pytest.raises(MissingInputError, match=r"cannot be read .*could not be for 1 s"):
+        stepped(given | {"cache": {**cache, "patience_s": 1}}, made)
+
+
+def stepped(given: dict[str, object], known: ShardStream | None = None) -> tuple[Batch, ShardStream]:
+    """Return the batch of all samples of a set in object storage, and the stream; `known` has read its manifest."""
+    config = DataConfig.model_validate(given)
+    if known is not None:
+        (reader,) = known.parts[0].family.sources[0].readers
+        reader.storage = Bucket(str(given["shards"]), config.cache)
+        opened_again(known.parts[0].family.sources[0], config.cache.made())
+        return known[0], known
+    (family,) = open_families(config)
+    part = Part(family, replace(make_view(family.contract, config, 8), seed=3))
+    made = ShardStream([part], BatchConfig(size=40), World(), "replace")
+    return made[0], made
 
 
 def read_all(address: str, cache: Path, limit_gb: float, first: int) -> list[int]:
