@@ -154,7 +154,4 @@ class Pool:
             raise ClusterError(f"a Dask worker {remote.in_words(error)}.") from error
         # Dask takes all jobs back when it has lost its scheduler
         except CancelledError as error:
-            raise ClusterError(
-                "the Dask scheduler is gone, and with it the work in hand. Start the same command again to go on:"
-                " what is finished is kept."
-            ) from error
+            raise ClusterError(remote.GONE) from error

@@ -21,6 +21,10 @@ from pipeline.config import ROOT, Config, UserPath
 from pipeline.errors import ClusterError, MissingInputError
 from preprocessing.exclusive import Shared
 
+GONE = (
+    "the Dask scheduler is gone, and with it the work in hand. Start the same command again to go on: what is finished"
+    " is kept."
+)
 CONNECT_S = 30.0
 WORKERS_S = 60.0
 """How long a cluster may be without any worker."""
@@ -115,6 +119,9 @@ def require_workers(client: Any, address: str) -> None:
             f"the Dask scheduler at {address} has no worker, for {WORKERS_S:g} s now. Start some:"
             f" `dask worker {address} --nthreads 1`. What is finished is kept."
         ) from error
+    # the connection broke in the middle of the question
+    except OSError as error:
+        raise ClusterError(GONE) from error
 
 
 def _counted(threads: dict[str, int]) -> str:

@@ -205,7 +205,8 @@ except MissingInputError as error:
         )
         assert (ended.stdout.count("\n"), ended.stderr) == (1, "")
         seconds, told[uri[:4]] = ended.stdout.split(" ", 1)
-        assert float(seconds) < 3
+        # left to themselves they ask for minutes
+        assert float(seconds) < 30
     assert "Connection refused" in told["http"]
     assert "file is not a database" in told["sqli"]
 
