@@ -4,7 +4,7 @@ VENV ?= .venv
 PYTHON ?= python3
 UI_PORT ?= 5000
 RUNS ?= demo/runs
-JOBS ?= 2
+JOBS ?= 3
 READY := $(VENV)/.ready
 BIN := $(VENV)/bin
 # the tools are run as modules: with a borrowed torch their scripts may lie in the lender's environment
