@@ -20,7 +20,7 @@
                                                     memory zero mlflow_client identity
                                                     ledger machine names seeds curves page
                                                     scored protocol evidence model_card provenance
-                                                    spectral_backbone/* looking saving spares
+                                                    spectral_backbone/* looking saving spares origins
                       └────────────┬─────────────────────┘
    pipeline/   histogram -> manifest -> contract -> sample ; saliency ; indices -> formulas
                sensors ; keys ; lock -> console -> config -> reference ; errors

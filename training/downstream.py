@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pipeline.contract import DataContract
 from pipeline.errors import ConfigError, ContractError
 from pipeline.sample import Sample
-from training import backbones, checkpoint, runs
+from training import backbones, checkpoint, origins, runs
 from training.architecture import ModelConfig
 from training.backbones import Backbone
 from training.checkpoint import DataRecord
@@ -93,6 +93,8 @@ class FinetuneConfig(runs.RunConfig):
             raise ValueError(f"{what} starts from nothing: leave `init` out (init=null)")
         if self.regularise != Regularisation() and self.mode != "full":
             raise ValueError(f"regularise is for mode: full; leave it out with mode: {self.mode}")
+        if self.data.damaged == "replace" and self.mode in FITTED:
+            raise ValueError(f"mode: {self.mode} reads each sample once: leave data.damaged=replace out")
         if self.beside_statistics and self.mode not in BY_FEATURES:
             raise ValueError(f"beside_statistics is for mode: knn or ridge, not for mode: {self.mode}")
         return self
@@ -296,7 +298,7 @@ class Trained:
     @classmethod
     def of(cls, location: Path) -> Trained:
         """Load the model of a run or checkpoint; raises `ContractError` for one that is no fine-tuning's."""
-        folder = checkpoint.find(location)
+        folder = origins.find(location)
         state = checkpoint.read_state(folder)
         if state.kind not in TASKS:
             raise ContractError(f"{location} is a {state.kind} run: give one of training/finetune.py.")
@@ -306,5 +308,5 @@ class Trained:
         encoder = backbones.build(config.backbone, config.model, data.layout, sensor)
         head = chosen.head(backbones.shape_of(encoder, data.layout), config.mode == "linear_probe")
         model = Downstream(encoder, head, chosen.pooled, frozen=False)
-        model.load_state_dict(checkpoint.read_weights(folder))
+        model.load_state_dict(origins.read_weights(folder))
         return cls(model, chosen, record, data.normaliser)

@@ -27,11 +27,13 @@ from pipeline.console import run, say
 from pipeline.errors import EXIT_DONE, OutputError
 from training import spectral_backbone
 from training.architecture import ModelConfig
+from training.checkpoint import FORMAT_VERSION as CHECKPOINT_FORMAT
 from training.checkpoint import State, newest, read_state, read_weights
 from training.identity import run_of
 from training.inputs import SensorInput
 from training.model import Encoder
-from training.model_card import Licences, card
+from training.model_card import Licences, card, provenance, sources
+from training.origins import STATE
 from training.sealed import listed, seal
 from training.spectral_backbone import FORMAT_VERSION, load_backbone
 from training.spectral_backbone.load import CONFIG, WEIGHTS
@@ -44,7 +46,8 @@ _EXAMPLES = """examples:
   python training/export.py runs/pretrain --register encoder        a version in MLflow's registry
 
 OUT then holds model.safetensors (float32, whole, whatever ZeRO stage and number of ranks trained them), config.json,
-README.md (the model card) and spectral_backbone/, which loads it with nothing but torch and safetensors:
+state.json (what `finetune.py init=OUT` starts from), README.md (the model card) and spectral_backbone/, which loads it
+with nothing but torch and safetensors:
   sys.path.insert(0, "OUT"); from spectral_backbone import load_backbone
   backbone = load_backbone("OUT")"""
 _TOLERANCE = 1e-4
@@ -68,6 +71,7 @@ def export(location: Path, out: Path, licence: str | None = None, force: bool = 
     with _replacing(out, force) as partial:
         save_file(weights, partial / WEIGHTS, {"format": "pt"})
         (partial / CONFIG).write_text(json.dumps(config, indent=1) + "\n")
+        (partial / STATE).write_text(json.dumps(_shared(state).model_dump(mode="json"), indent=1) + "\n")
         (partial / "README.md").write_text(card(state, licences, run_of(location)))
         _copy_code(partial)
         _prove(partial, state, weights)
@@ -120,6 +124,14 @@ def configuration(state: State, checkpoint_sha256: str, licences: Licences) -> d
         "checkpoint_sha256": checkpoint_sha256,
         "code_version": __version__,
     }
+
+
+def _shared(state: State) -> State:
+    """Return what a training must know to start from an export: no paths, and the sets of all that came before."""
+    own = (s.model_copy(update={"path": "", "provenance": provenance(s)}) for s in sources(state)[0])
+    data = state.data.model_copy(update={"sets": tuple(own)})
+    kept = {"format_version": CHECKPOINT_FORMAT, "config": {"model": state.config["model"]}, "data": data}
+    return state.model_copy(update=kept)
 
 
 def _sensor(images: SensorInput) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Fine-tune pretrained weights on a labelled shard set and score them on the whole validation split.
 
-`python training/finetune.py CONFIG init=RUN [a.b=c ...]`
+`python training/finetune.py CONFIG init=RUN [a.b=c ...]`; init is a run, a checkpoint or an exported folder.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ COMMAND = Command(
     "configs/finetune/default.yaml",
     """  python training/finetune.py init=runs/pretrain data.shards=/path/to/labelled/shards
   python training/finetune.py configs/finetune/demo.yaml init=demo/runs/random mode=linear_probe name=random-probe
+  python training/finetune.py init=runs/pretrain/export data.shards=/path/to/labelled/shards    an exported encoder
   python training/finetune.py configs/finetune/demo.yaml init=null mode=logistic name=statistics
   bash slurm/finetune.sh CONFIG a.b=c        the same on a laptop
   sbatch slurm/finetune.sh CONFIG a.b=c      the same on a cluster""",

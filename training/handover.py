@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import ContractError
-from training import checkpoint
+from training import checkpoint, origins
 from training.architecture import ModelConfig
 from training.inputs import SensorInput
 from training.spectral_backbone.codes import resize_places
@@ -41,11 +41,11 @@ class Origin:
 
     @classmethod
     def of(cls, folder: Path, prefix: str = "") -> Origin:
-        """Read a checkpoint; prefix: of the weights' names, which is taken off."""
+        """Read a checkpoint or export; prefix: of the weights' names, which is taken off."""
         state = checkpoint.read_state(folder)
         config = ModelConfig.model_validate(state.config["model"])
         layouts = {name: SensorInput.of(record, config).layout for name, record in state.data.sensors.items()}
-        return cls(checkpoint.read_weights(folder, prefix), layouts)
+        return cls(origins.read_weights(folder, prefix), layouts)
 
     def tables(self, stem: str, kind: str) -> dict[str, Tensor]:
         """Return the tables of a kind by what they belong to: a side in patches, or a sensor."""

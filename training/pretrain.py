@@ -28,7 +28,7 @@ from torch import Tensor
 
 from pipeline.console import Command, run, say, table
 from pipeline.contract import DataContract
-from training import checkpoint, looking, masking, panels, runs, stages
+from training import looking, masking, origins, panels, runs, stages
 from training.architecture import ModelConfig
 from training.chosen import Chosen
 from training.data import Batch, View, make_view
@@ -118,7 +118,7 @@ class Pretraining:
 
     def _take_over(self, init: Path) -> list[str]:
         """Load the weights to start from; return a line for each that was not simply copied."""
-        folder = checkpoint.find(init)
+        folder = origins.find(init)
         layouts = {s: i.layout for s, i in self.inputs.items()}
         found = hand_over(Origin.of(folder), self.model, layouts, self.config.handover)
         if self.config.handover == "exact":

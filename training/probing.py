@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from pipeline.config import Config
@@ -43,6 +43,12 @@ class ProbeConfig(Config):
     """knn: neighbours that vote."""
     batch: int = Field(default=64, ge=1)
     """Images that a rank embeds at once."""
+
+    @model_validator(mode="after")
+    def _each_once(self) -> ProbeConfig:
+        if self.data.damaged == "replace":
+            raise ValueError("a probe reads each sample once: leave probe.data.damaged=replace out")
+        return self
 
 
 class Probe:

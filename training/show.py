@@ -18,9 +18,10 @@ from pipeline.console import run, say
 from pipeline.errors import EXIT_DONE, ConfigError, ContractError, unknown
 from pipeline.sample import Sample
 from training import panels
-from training.checkpoint import find, read_state, read_weights
+from training.checkpoint import read_state
 from training.data import Batch
 from training.looking import Pixel, look
+from training.origins import find, read_weights
 from training.pretrain import PretrainConfig, Pretraining
 from training.sets import Source
 from training.stream import Pass

@@ -8,7 +8,7 @@ from pathlib import Path
 from pipeline.config import differences
 from pipeline.contract import DataContract
 from pipeline.errors import ContractError
-from training import checkpoint
+from training import checkpoint, origins
 from training.architecture import ModelConfig
 from training.checkpoint import DataRecord, RunData, State
 from training.data import DataConfig
@@ -19,7 +19,7 @@ from training.sets import first_sensor
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights to start from: their checkpoint's folder and state, and what becomes of tables that do not fit."""
+    """Weights to start from: their folder and state, and what becomes of tables that do not fit."""
 
     folder: Path
     state: State
@@ -27,8 +27,8 @@ class Weights:
 
     @classmethod
     def of(cls, init: Path, tables: Tables) -> Weights:
-        """Find the checkpoint that `init`, a run or a checkpoint, means."""
-        folder = checkpoint.find(init)
+        """Find what `init`, a run, a checkpoint or an export, means."""
+        folder = origins.find(init)
         return cls(folder, checkpoint.read_state(folder), tables)
 
     def decide(self, data: DataConfig) -> tuple[DataConfig, ModelConfig]:

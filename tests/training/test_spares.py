@@ -15,17 +15,21 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.errors import CorruptDataError, TrainingError, UnsafeDataError
+from pipeline.config import load
+from pipeline.errors import ConfigError, CorruptDataError, TrainingError, UnsafeDataError
 from pipeline.sample import encode
 from tests.training.shard_sets import make_sample
 from training import reader as readers
 from training import status, storage
 from training.data import Batch, BatchConfig, DataConfig, draw_id, make_view
+from training.downstream import FinetuneConfig
 from training.fraction import draw
 from training.journal import Journal
 from training.order import Order
+from training.pretrain import PretrainConfig
 from training.reader import Care, ShardReader
 from training.report import StepResult
+from training.runs import RunConfig
 from training.sets import Part, open_families, open_split
 from training.spares import ATTEMPTS, Spares
 from training.stream import MOST_NAMED, REPLACED, Pass, ShardStream
@@ -246,6 +250,19 @@ def test_t16_nothing_that_is_scored_is_replaced(copy: Path) -> None:
     cut(val)
     with pytest.raises(CorruptDataError, match=r"val/shard-000000\.tar has .* bytes"):
         open_split(config, "val")
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("mode: ridge", ["data={shards: a, damaged: replace}", "mode=ridge"]),
+        ("a probe", ["data.shards=a", "probe.data={shards: a, damaged: replace}"]),
+    ],
+)
+def test_t16_what_reads_each_sample_once_refuses_to_replace(key: str, words: list[str]) -> None:
+    model: type[RunConfig] = FinetuneConfig if key.startswith("mode") else PretrainConfig
+    with pytest.raises(ConfigError, match=f"{key} reads each sample once"):
+        load(model, None, ["name=once", *words])
 
 
 def test_t16_few_labels_are_drawn_from_what_is_whole(copy: Path) -> None:
