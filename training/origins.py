@@ -31,7 +31,11 @@ def find(location: Path) -> Path:
         )
     if (location / COMPLETE).exists() and not any((location / "checkpoints").glob("*step-*")):
         mode = read_yaml(location / "config.yaml").get("mode")
-        what = f"mode: {mode} learns at once and leaves scores, no weights" if mode else "no training was done in it"
+        what = (
+            f"mode: {mode} learns at once and leaves scores, no weights"
+            if mode
+            else "no training was done in it"
+        )
         raise ContractError(
             f"the run in {location} holds no checkpoint: {what}. Give a run of training/pretrain.py, or of"
             " training/finetune.py with mode: full or linear_probe; of a chain of stages, one of the stages."
