@@ -221,7 +221,8 @@ def _loop(session: Session, start: int) -> bool:
 def _save(session: Session, step: int, last: bool) -> float:
     """Save; returns the seconds that training waited for it; collective."""
     began = time.perf_counter()
-    session.saver.save(session.engine, _state(session.work, step), last)
+    with session.work.world.named(f"the save of step {step}"):
+        session.saver.save(session.engine, _state(session.work, step), last)
     return time.perf_counter() - began
 
 
