@@ -49,7 +49,7 @@ FITTED = ("knn", "ridge", "logistic", "forest")
 PLAIN = ("logistic", "forest")
 """Modes without a model."""
 BY_FEATURES = ("knn", "ridge")
-"""Modes that read one vector of features a tile."""
+"""Modes that learn from features at once."""
 
 
 class FinetuneConfig(runs.RunConfig):
@@ -59,8 +59,8 @@ class FinetuneConfig(runs.RunConfig):
     """A key of `TASKS`."""
     mode: Mode = "full"
     """full trains everything with layer decay; linear_probe trains a linear head on a frozen encoder; knn lets the
-    nearest neighbours by pooled features vote, ridge is linear regression from them to the classes, in closed form.
-    logistic and forest are plain baselines on band statistics."""
+    nearest neighbours by pooled features vote; ridge is linear regression from features, pooled or of cells, to the
+    classes, in closed form. logistic and forest are plain baselines on band statistics."""
     backbone: Backbone = "encoder"
     """encoder, or resnet50 from scratch as the supervised baseline."""
     handover: Tables = "exact"
@@ -126,19 +126,25 @@ class Downstream(nn.Module):
 
     def forward(self, image_BCHW: Tensor, after_BCHW: Tensor | None = None) -> Tensor:
         """Map normalised images, or pairs of them, to the head's predictions."""
+        predicted: Tensor = self.head(self._read(image_BCHW, after_BCHW))
+        return predicted
+
+    def _read(self, image_BCHW: Tensor, after_BCHW: Tensor | None) -> list[Tensor]:
+        """Return what heads read: the maps of an image, or how those of two dates differ."""
         if after_BCHW is None:
-            predicted: Tensor = self.head(self.maps(image_BCHW))
-            return predicted
+            return self.maps(image_BCHW)
         # both dates in one pass: the weights are shared
         both = self.maps(torch.cat([image_BCHW, after_BCHW]))
         halves = [x.chunk(2) for x in both]
         # which date comes first says nothing of whether there is change
-        changed: Tensor = self.head([(after - before).abs() for before, after in halves])
-        return changed
+        return [(after - before).abs() for before, after in halves]
 
-    def embed(self, image_BCHW: Tensor) -> Tensor:
-        """Return one vector an image, [B, T * D]: means over places, the groups of bands side by side."""
-        return self.maps(image_BCHW)[-1].mean((3, 4)).flatten(1)
+    def embed(self, image_BCHW: Tensor, after_BCHW: Tensor | None = None) -> Tensor:
+        """Return one vector a cell of the last map, [B, T * D, y, x], or an image where tasks are about whole ones,
+        [B, T * D]; the groups of bands stand side by side.
+        """
+        last_BTDyx = self._read(image_BCHW, after_BCHW)[-1]
+        return last_BTDyx.mean((3, 4)).flatten(1) if self.pooled else last_BTDyx.flatten(1, 2)
 
 
 class Setup:
@@ -161,9 +167,10 @@ class Setup:
     def _require_possible(self) -> None:
         """Raise `ConfigError` for modes that a task cannot do."""
         config = self.config
-        if config.mode in BY_FEATURES and not self.task.pooled:
+        if (config.mode == "knn" or config.beside_statistics) and not self.task.pooled:
             raise ConfigError(
-                f"mode {config.mode} compares whole tiles, and task {config.task} is about pixels: set mode."
+                f"mode knn and beside_statistics are about whole tiles, and task {config.task} is about pixels: leave"
+                " them out."
             )
         if config.regularise.mixes and not self.task.mixable:
             raise ConfigError(

@@ -19,6 +19,7 @@ from training.guards import COMPLETE, mark
 from training.model import count_parameters
 from training.tasks.dense import Dense
 from training.tracking import Tracker
+from training.upernet import stretched
 
 Predict = Callable[[Batch], Tensor]
 
@@ -79,30 +80,45 @@ def _what(setup: Setup) -> str:
 
 
 def _by_features(setup: Setup, micro: int) -> Predict:
-    """Return what nearest neighbours, or a linear map, of the training samples' pooled features say."""
+    """Return what nearest neighbours, or a linear map, of the training samples' features say."""
     model, handed = setup.model()
     model.to(setup.world.device).eval()
     for line in handed if setup.world.main else ():
         say(line)
 
-    statistics = _statistics(setup) if setup.config.beside_statistics else None
-
     @torch.no_grad()
     def embed(batch: Batch) -> Tensor:
-        features = model.embed(*setup.images(batch)).float().cpu()
-        if statistics is None:
-            return features
-        return torch.cat([features, torch.from_numpy(statistics.tiles(batch))], 1)
-
-    known = neighbours.collect(_training(setup, micro), embed, setup.task.usable, setup.world)
-    classes, count = len(setup.task.classes), setup.config.neighbours
-    learned = neighbours.learn("knn" if setup.config.mode == "knn" else "ridge", known, classes, count)
+        return model.embed(*setup.images(batch)).float().cpu()
 
     if setup.world.main:
-        say(
-            f"{len(known.labels)} known samples, encoder of {count_parameters(model.encoder) / 1e6:.2f} M parameters"
-        )
+        say(f"encoder of {count_parameters(model.encoder) / 1e6:.2f} M parameters")
+    return (_tiles if setup.task.pooled else _cells)(setup, micro, embed)
+
+
+def _tiles(setup: Setup, micro: int, features: Predict) -> Predict:
+    """Return what one vector a tile says, with the tile's statistics beside it where they are asked for."""
+    config, task = setup.config, setup.task
+    statistics = _statistics(setup) if config.beside_statistics else None
+
+    def embed(batch: Batch) -> Tensor:
+        if statistics is None:
+            return features(batch)
+        return torch.cat([features(batch), torch.from_numpy(statistics.tiles(batch))], 1)
+
+    known = neighbours.collect(_training(setup, micro), embed, task.usable, setup.world)
+    way: neighbours.Way = "knn" if config.mode == "knn" else "ridge"
+    learned = neighbours.learn(way, known, len(task.classes), config.neighbours)
     return lambda batch: learned(embed(batch).numpy())
+
+
+def _cells(setup: Setup, micro: int, features: Predict) -> Predict:
+    """Return what one vector a cell says, stretched over the cell's pixels."""
+    task, side = setup.task, setup.part.view.image_px
+    weights = task.weights if isinstance(task, Dense) else None
+    weights = torch.ones(len(task.classes)) if weights is None else weights
+    known = neighbours.collect_cells(_training(setup, micro), features, weights, setup.world)
+    learned = neighbours.learn_cells(known)
+    return lambda batch: stretched(learned(features(batch)), side)
 
 
 def _statistics(setup: Setup) -> plain.Statistics:

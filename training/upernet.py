@@ -33,7 +33,7 @@ class LinearDecoder(nn.Module):
         """Return class scores [B, K, y, x]."""
         last_ByxD = maps[-1].flatten(1, 2).permute(0, 2, 3, 1)
         scores: Tensor = self.linear(self.norm(last_ByxD))
-        return _stretched(scores.permute(0, 3, 1, 2), self.image_px)
+        return stretched(scores.permute(0, 3, 1, 2), self.image_px)
 
 
 class UPerNet(nn.Module):
@@ -53,20 +53,20 @@ class UPerNet(nn.Module):
         """Return class scores [B, K, y, x] from maps [B, T, D, y, x], finest level first."""
         # lateral first: scaling 128 channels costs less than scaling all
         levels = [
-            _stretched(enter(x.flatten(1, 2)), side)
+            stretched(enter(x.flatten(1, 2)), side)
             for x, enter, side in zip(maps, self.lateral, self.sides, strict=True)
         ]
         levels[-1] = self._with_context(levels[-1])
         for coarse, fine in pairwise(reversed(range(len(levels)))):
-            levels[fine] = levels[fine] + _stretched(levels[coarse], self.sides[fine])
+            levels[fine] = levels[fine] + stretched(levels[coarse], self.sides[fine])
         smoothed = [smooth(x) for x, smooth in zip(levels, self.smooth, strict=True)]
-        fused = self.fuse(torch.cat([_stretched(x, self.sides[0]) for x in smoothed], 1))
-        return _stretched(self.leave(fused), self.image_px)
+        fused = self.fuse(torch.cat([stretched(x, self.sides[0]) for x in smoothed], 1))
+        return stretched(self.leave(fused), self.image_px)
 
     def _with_context(self, x: Tensor) -> Tensor:
         side = x.shape[-1]
         pooled = [
-            _stretched(conv(F.adaptive_avg_pool2d(x, min(cells, side))), side)
+            stretched(conv(F.adaptive_avg_pool2d(x, min(cells, side))), side)
             for cells, conv in zip(POOLS, self.pooled, strict=True)
         ]
         context: Tensor = self.context(torch.cat([x, *pooled], 1))
@@ -92,7 +92,8 @@ def _conv(entering: int, leaving: int, kernel: int) -> nn.Sequential:
     )
 
 
-def _stretched(x: Tensor, side: int) -> Tensor:
+def stretched(x: Tensor, side: int) -> Tensor:
+    """Return maps [B, D, y, x] at `side` cells a side, bilinear."""
     if x.shape[-1] == side:
         return x
     return F.interpolate(x, size=(side, side), mode="bilinear", align_corners=False)

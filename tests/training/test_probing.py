@@ -12,7 +12,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from tests.training.processes import SMALL, Case, run_cases
 from training import journal
-from training.neighbours import TEMPERATURE, Features, Way, learn
+from training.neighbours import TEMPERATURE, Cells, Features, Way, learn, learn_cells
 
 PROBE = "probe={every_steps: 4, batch: 8, neighbours: 5, data: {shards: %s}}"
 
@@ -107,3 +107,26 @@ def test_scale_and_offset_of_a_feature_do_not_matter(way: Way) -> None:
     asked = queries * scale + offset
     said = learn(way, without, 3, 9)(queries[:, scale > 0])
     assert torch.allclose(learn(way, other, 3, 9)(asked), said, atol=1e-3)
+
+
+def test_cells_hold_the_shares_of_their_labelled_pixels_by_weight() -> None:
+    labels = torch.tensor([[[0, 1, -1, -1], [1, 1, -1, -1], [0, 0, -1, 1], [0, 0, -1, -1]]])
+    found = Cells.of(torch.arange(4.0).view(1, 1, 2, 2), labels, torch.tensor([1.0, 3.0]))
+    # the cell without a label is left out; three pixels of weight 3 and one of 1 are ten
+    assert found.vectors_ND.ravel().tolist() == [0, 2, 3]
+    assert np.allclose(found.shares_NC, [[0.1, 0.9], [1, 0], [0, 1]])
+    assert found.weights_N.tolist() == [10 / 4, 1, 3 / 4]
+
+
+def test_cells_are_regressed_by_weight_as_scikit_learn_does() -> None:
+    rng = np.random.default_rng(0)
+    vectors, shares = rng.normal(size=(60, 5)).astype(np.float32), rng.random((60, 2)).astype(np.float32)
+    weights = rng.random(60).astype(np.float32) + 0.1
+    mean, deviation = vectors.mean(0), vectors.std(0)
+    weighed = weights / weights.mean()
+    oracle = Ridge(alpha=60**0.5).fit((vectors - mean) / deviation, shares, sample_weight=weighed)
+    asked = rng.normal(size=(2, 5, 3, 3)).astype(np.float32)
+    rows = np.moveaxis(asked, 1, -1).reshape(-1, 5)
+    expected = oracle.predict((rows - mean) / deviation).reshape(2, 3, 3, 2)
+    found = learn_cells(Cells(vectors, shares, weights))(torch.from_numpy(asked))
+    assert np.allclose(found.permute(0, 2, 3, 1).numpy(), expected, atol=1e-5)
