@@ -145,8 +145,8 @@ class ShardReader:
         shapes, dates = (sample.pixels.shape, sample.cells.shape), 1 if sample.after is None else 2
         if shapes != self._shapes or dates != self.manifest.contract.dates:
             raise CorruptDataError(
-                f"{self.storage.told(shard)}: sample {sample.key} has pixels and cells of {shapes[0]} and {shapes[1]} at"
-                f" {dates} dates, and its set {self._shapes[0]} and {self._shapes[1]} at"
+                f"{self.storage.told(shard)}: sample {sample.key} has pixels and cells of {shapes[0]} and {shapes[1]}"
+                f" at {dates} dates, and its set {self._shapes[0]} and {self._shapes[1]} at"
                 f" {self.manifest.contract.dates}. Make this shard again."
             )
 

@@ -104,6 +104,6 @@ class Picked:
             (turn,) = draw_turns(self._view, self.ids[row : row + 1], self._epoch)
             return sample, turn
         raise CorruptDataError(
-            f"{self.wrong[-1]} None of {ATTEMPTS} samples of {self._sources[source].name} that could stand in for one of"
-            " its samples can be read either: most of this set is damaged or gone."
+            f"{self.wrong[-1]} None of {ATTEMPTS} samples of {self._sources[source].name} that could stand in for one"
+            " of its samples can be read either: most of this set is damaged or gone."
         )

@@ -46,8 +46,8 @@ class GuardsConfig(Config):
     spike_sigmas: float = Field(default=6.0, gt=0)
     """A loss above mean + so many standard deviations of the window is noted."""
     max_replaced: float = Field(default=0.01, ge=0, le=1)
-    """With `data.damaged: replace`: share of the samples of an epoch, and of all seen later on, that others may stand in
-    for; one more ends the run."""
+    """With `data.damaged: replace`: share of the samples of an epoch, and of all seen later on, that others may stand
+    in for; one more ends the run."""
     compare_every_steps: int = Field(default=100, ge=1)
     """Steps after which the ranks compare weights and times."""
     straggler_ratio: float = Field(default=1.5, gt=1)
@@ -190,8 +190,8 @@ class Replaced:
 
     def _too_many(self, what: str, where: str) -> str:
         return (
-            f"{what} missing or damaged, more than guards.max_replaced={self.config.max_replaced:g} allows. {where} Copy"
-            " the shards back or make them again, then give the same command again."
+            f"{what} missing or damaged, more than guards.max_replaced={self.config.max_replaced:g} allows. {where}"
+            " Copy the shards back or make them again, then give the same command again."
         )
 
 
