@@ -152,6 +152,7 @@ def read(location: Path) -> Manifest:
         ) from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CorruptDataError(f"{path} is not a manifest ({error}). Make the shard set again.") from error
+    # before it is validated: what a newer format adds would look like a misspelt key
     _check_version(tree, path)
     try:
         return Manifest.model_validate(_brought_up(tree))

@@ -114,6 +114,7 @@ SENSORS: dict[str, Sensor] = {
         "landsat_oli",
         "Landsat 8-9 OLI",
         (
+            # the bands of surface reflectance products; pan, cirrus and thermal are not among them
             Band("B1", "coastal", 442.96, 15.98, 30),
             Band("B2", "blue", 482.04, 60.04, 30),
             Band("B3", "green", 561.41, 57.33, 30),
@@ -135,6 +136,7 @@ SENSORS: dict[str, Sensor] = {
             Band("B3", "red", 661.0, 60, 30),
             Band("B4", "nir", 835.0, 130, 30),
             Band("B5", "swir1", 1648.0, 200, 30),
+            # B6 is thermal
             Band("B7", "swir2", 2206.0, 260, 30),
         ),
         licence=_USGS,

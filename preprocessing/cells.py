@@ -17,6 +17,7 @@ class CellSums:
     def __init__(self, config: ShardConfig, shape_px: tuple[int, int]) -> None:
         """shape_px: height and width, with what tiles over the edge need."""
         self._config, self._cell = config, config.cell_px
+        # no tile has a part in the rest: all begin and end on cells
         height, width = (side // self._cell for side in shape_px)
         self._bands = {
             name: [config.bands.index(band) for band in config.index_bands(name)] for name in config.indices

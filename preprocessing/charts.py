@@ -71,6 +71,7 @@ def footprint_map(footprints: Sequence[Footprint], width: int = 900, height: int
     ]
     reach = (width * span / squeeze / 2, height * span / 2)
     parts += _graticule((float(middle[0]), float(middle[1])), reach, place, (width, height))
+    # the clearest last and so on top: of many dates of one place it is the one to see
     for footprint in sorted(footprints, key=lambda f: f.clear_share):
         parts.append(_outline(footprint, [place(*c) for c in footprint.corners]))
     return "".join([*parts, "</svg>"])
@@ -136,6 +137,7 @@ def histogram(one: Histogram, width: int = 260, height: int = 110) -> str:
 
 
 def _area(counts: Sequence[int], width: float, height: float) -> str:
+    # 1: a histogram that counted nothing must not divide by 0
     most = max([*counts, 1])
     step = width / max(len(counts), 1)
     tops = [(k * step, height - n / most * (height - 6)) for k, n in enumerate(counts)]

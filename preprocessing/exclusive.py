@@ -84,6 +84,7 @@ def _hold(held: ExitStack, folder: Path, name: str) -> None:
     end = time.monotonic() + PATIENCE_S
     while True:
         try:
+            # tried again and again: a lock that the system waits for knows no limit of time
             held.enter_context(locked(folder, name))
             return
         except OutputError:
@@ -95,6 +96,7 @@ def _hold(held: ExitStack, folder: Path, name: str) -> None:
 @cache
 def code_digest() -> str:
     """Identify the project's files as they were when this process first asked."""
+    # kept by the cache: what is edited later is not what this process has loaded
     total = hashlib.sha256()
     for package in (pipeline, preprocessing):
         folder = Path(package.__path__[0])

@@ -81,6 +81,7 @@ def fields(pattern: str) -> set[str]:
 
 def match(pattern: str, path: Path) -> tuple[Path, dict[str, str]] | None:
     """Match the end of a path; returns the folder before it and the text of every field, or None."""
+    # greedy: the pattern is the end of the path, and any folders may stand before it
     found = re.fullmatch(f"(?P<_root>.*/){_expression(pattern)}", path.as_posix())
     if not found:
         return None
@@ -102,6 +103,7 @@ def _expression(pattern: str) -> str:
         if number % 2 == 0:
             parts.append(re.escape(part))
         else:
+            # no `.+`: a field would swallow folders, and `{class}` become a path
             parts.append(f"(?P={part})" if part in seen else f"(?P<{part}>[^/]+)")
             seen.add(part)
     return "".join(parts)

@@ -63,6 +63,7 @@ def clean(request: ShardConfig) -> None:
         ) from error
     if not is_whole(request.output, made):
         raise OutputError(f"shards of {request.output} are missing: make them again before the archive goes.")
+    # held: a run that goes on here reads both folders still
     with locked(request.output):
         folders = [request.output / name for name in (archive.FOLDER, WORK_FOLDER)]
         freed = sum(planning.folder_bytes(folder) for folder in folders)

@@ -25,6 +25,7 @@ class Footprints:
 
     few: list[dict[str, Any]] = field(default_factory=list)
     """What is drawn of the first scenes."""
+    # eight bytes a number: lists of Python's floats would take four times as much of a large set
     middles: array[float] = field(default_factory=lambda: array("d"))
     """Longitude and latitude of every scene's middle, in turn."""
     clear: array[float] = field(default_factory=lambda: array("d"))
@@ -47,7 +48,9 @@ class Footprints:
 def _cells(middles: NDArray[np.float64], clear: NDArray[np.float64]) -> list[dict[str, Any]]:
     """Count scenes by the place of their middle [scene, (longitude, latitude)]."""
     low, high = middles.min(0), middles.max(0)
+    # scenes of one place, time after time, span nothing: a cell must have some size all the same
     size = np.maximum((high - low) / (COLUMNS, ROWS), 1e-6)
+    # the outermost middles lie on the far edge, and belong to the last cell
     places = np.minimum((middles - low) / size, np.array([COLUMNS, ROWS]) - 1).astype(np.int64)
     numbers, cell, counts = np.unique(places, axis=0, return_inverse=True, return_counts=True)
     shares = np.bincount(cell.ravel(), clear) / counts

@@ -57,6 +57,7 @@ def numbers(codes: NDArray[Any], config: LabelConfig) -> NDArray[np.uint8]:
     if not config.codes:
         found = signed - config.first_code
         return np.where((found < 0) | (found >= NO_CLASS), NO_CLASS, found).astype(np.uint8)
+    # a search in sorted codes, no table: codes may be any whole number
     order = np.argsort(config.codes)
     ordered = np.array(config.codes)[order]
     place = np.minimum(np.searchsorted(ordered, signed), len(ordered) - 1)

@@ -103,6 +103,7 @@ def page(made: Manifest, tree: Tree, folder: Path) -> str:
 
 def _cards(made: Manifest, tree: Tree) -> str:
     tiles = tree["tiles"]
+    # as stored, compressed: what a disk or a transfer has to hold
     size = sum(s.size_bytes for part in made.splits.values() for s in part)
     # the one number that must be 0 stands among the first
     leaks, totals = tree["leakage"]["pairs"], tree["totals"]
@@ -223,6 +224,7 @@ def _bands(tree: Tree) -> str:
     drawn = []
     for name, counts in found["bands"].items():
         statistics = tree["bands"][name]
+        # cut to one axis for all: histograms side by side must be comparable
         first, last = (round((e - low) / (high - low) * len(counts["after"])) for e in ends)
         note = f"mean {statistics['mean']:.3f}, deviation {statistics['std']:.3f}"
         part = slice(first, last)

@@ -129,6 +129,7 @@ def _worker_bytes(request: ShardConfig, pixels: int) -> float:
 
 def tiles_of(request: ShardConfig, grid: Grid) -> int:
     """Return how many tiles fit on a grid."""
+    # the rule that cuts them: an estimate of its own would drift from it
     rule = cutting.tile_rule(request)
     return len(rule.starts(grid.height_px)) * len(rule.starts(grid.width_px))
 

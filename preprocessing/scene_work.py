@@ -152,6 +152,7 @@ def _window(source: Source, cutting: Cutting) -> Window:
     """Lay out room for a strip, what is left of the one before, and what tiles need over the edges."""
     (height, width), (padded_height, padded_width) = source.header.grid.shape_px, cutting.padded_px
     one = min(height, strips.STRIP_PX) + padded_height - height
+    # rows are kept for tiles that the next strip completes: less than a tile of them
     left_over = cutting.rule.tile_px if height > strips.STRIP_PX else 0
     kinds = (source.header.dates == 2, source.rows.has_labels)
     return Window((len(source.header.bands), one + left_over, width), padded_width - width, kinds)

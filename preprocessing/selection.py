@@ -116,11 +116,13 @@ def _outlines(tree: dict[str, Any]) -> Sequence[Ring]:
     if kind == "GeometryCollection":
         return [ring for one in tree["geometries"] for ring in _outlines(one)]
     polygons = {"Polygon": [tree["coordinates"]], "MultiPolygon": tree["coordinates"]}.get(kind, [])
+    # the outline stands first and holes after it; points may carry a height (RFC 7946)
     return [np.array(polygon[0], np.float64)[:, :2] for polygon in polygons]
 
 
 def touch(one: Ring, other: Ring) -> bool:
     """Say whether two simple polygons have ground in common."""
+    # boxes first: most pairs lie far apart, and need no edge compared
     if (one.max(0) < other.min(0)).any() or (other.max(0) < one.min(0)).any():
         return False
     # either an edge crosses an edge, or one lies within the other
@@ -144,6 +146,7 @@ def _inside(point: NDArray[np.float64], ring: Ring) -> bool:
     """Count the edges that a ray to the east crosses."""
     start, end = ring, np.roll(ring, -1, 0)
     spans = (start[:, 1] > point[1]) != (end[:, 1] > point[1])
+    # edges along the ray cross nothing, and must not divide by 0
     rise = np.where(spans, end[:, 1] - start[:, 1], 1)
     at = start[:, 0] + (point[1] - start[:, 1]) / rise * (end[:, 0] - start[:, 0])
     return bool((spans & (at > point[0])).sum() % 2)

@@ -67,6 +67,7 @@ class ProductRows:
     def __init__(self, layout: Layout, how: str, labels: LabelConfig | None) -> None:
         """how: `bilinear`, `cubic` or `nearest`. The quality layers and the class raster are read now, whole."""
         self._layout, self._how = layout, how
+        # whole, for a byte a pixel allows it: polygons and widened nodata do not end where a strip does
         self._mask = np.zeros(layout.target.shape_px, np.uint8)
         for source, grid in zip(layout.scene.masks, layout.masks, strict=True):
             masks.add_flags(self._mask, source, grid, (layout.target, how))
@@ -75,6 +76,7 @@ class ProductRows:
         self._dates: list[DateReader] = []
 
     def __enter__(self) -> ProductRows:
+        # what is open already is closed again where the second date cannot be opened
         with ExitStack() as opened:
             self._dates = [
                 opened.enter_context(DateReader(date, self._how)) for _, date in self._layout.dates()
@@ -98,6 +100,7 @@ class ProductRows:
         strip.mask[:] = self._mask[strip.rows]
         if strip.label is not None and self._label is not None:
             strip.label[:] = self._label[strip.rows]
+        # not strict: most scenes have one date
         for pixels, date in zip((strip.pixels, strip.after), self._dates, strict=False):
             if pixels is not None:
                 _fill_date(pixels, strip, date)

@@ -56,6 +56,7 @@ def _old_sentinel2(pack: Pack | None = None) -> Kind:
         product = old_safe.write_old_safe(folder, SafeOptions(ground.size_px, ground.seed), written)
         return pack(product) if pack else product
 
+    # real ones of that time hold many tiles: two show as well that each becomes a scene
     return Kind("sentinel2", write, lambda ground: old_safe.old_image_count(SafeOptions(ground.size_px)), 2)
 
 

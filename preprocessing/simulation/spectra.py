@@ -96,6 +96,7 @@ MATERIALS: tuple[Material, ...] = (
         (0.200, 0.230, 0.260, 0.280, 0.290, 0.300, 0.305, 0.310, 0.310, 0.315, 0.340, 0.370, 0.350),
     ),
 )  # fmt: skip
+# water vapour above a cloud absorbs at 945 and 1375 nm, its drops and ice in the shortwave infrared
 CLOUD = Material("cloud", (0.72, 0.72, 0.70, 0.70, 0.71, 0.72, 0.72, 0.72, 0.72, 0.55, 0.30, 0.55, 0.42), 9)
 
 _NUMBERS = {material.name: number for number, material in enumerate(MATERIALS)}
