@@ -33,6 +33,7 @@ class Size(NamedTuple):
 SIZES: dict[str, Size] = {
     "tiny": Size(96, 4, 3, 64, 2),
     "small": Size(384, 12, 6, 256, 8),
+    # 32 a decoder's head, as published, though 64 would suit the kernels of GPUs better
     "base": Size(768, 12, 12, 512, 16),
     "large": Size(1024, 24, 16, 512, 16),
     "huge": Size(1280, 32, 16, 512, 16),
@@ -115,12 +116,14 @@ class ModelConfig(Config):
             raise ConfigError(
                 "model.spectral_sum_loss adds up the groups, which must be equal; see model.groups."
             )
+        # a hand-over tells groups by wavelength, for sensors call the same light by other names
         return replace(layout, waves_nm=tuple((b.centre_nm, b.width_nm) for b in bands))
 
 
 def _members(groups: Groups, names: Sequence[str], sensor: str) -> tuple[tuple[int, ...], ...]:
     """Return the channels of each group; raises `ConfigError` unless each band is in exactly one."""
     asked = list(chain(*groups))
+    # both ways: a band in no group would be read and never seen
     wrong = sorted({n for n in asked if asked.count(n) > 1} | set(asked) ^ set(names))
     if wrong or not all(groups):
         raise ConfigError(

@@ -84,6 +84,7 @@ def xformers(query: Tensor, key: Tensor, value: Tensor, segments: Segments | Non
 def auto(query: Tensor, key: Tensor, value: Tensor, segments: Segments | None = None) -> Tensor:
     """Take xformers for packed rows on a GPU that has it, and torch's own choice of kernel for everything else."""
     # never a mask: it grows with the square of the batch and rules out the flash kernels
+    # on a CPU xformers imports and has no attention: that it is installed does not say enough
     packed_on_gpu = segments is not None and query.is_cuda and _has_xformers()
     return (xformers if packed_on_gpu else by_image)(query, key, value, segments)
 
@@ -98,6 +99,7 @@ def backend(name: str) -> Backend:
 
 @lru_cache(maxsize=1)
 def _has_xformers() -> bool:
+    # remembered: a search of the path in every block would cost more than it saves
     return importlib.util.find_spec("xformers") is not None
 
 

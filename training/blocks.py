@@ -106,6 +106,7 @@ class CrossBlock(nn.Module):
 
 def perceptron(width: int, hidden: int) -> nn.Sequential:
     """Return the two-layer GELU perceptron of a block."""
+    # the Identity stands where the GELU was: weights keep the names mlp.0 and mlp.2
     return nn.Sequential(nn.Linear(width, hidden), nn.Identity(), GeluLinear(hidden, width))
 
 

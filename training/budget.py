@@ -39,7 +39,9 @@ def told(load: Load, config: RunConfig, world: World) -> str:
         f"ZeRO {stage}: {state_bytes(parameters, trained, stage, world.size, precision) / 1e9:.2f} GB"
         for stage in range(4)
     )
+    # checkpoints are float32 and whole, whatever precision, stage and ranks
     saved = 4 * parameters + _MOMENT_BYTES * trained
+    # one more: older ones stay until the new one is whole
     kept = config.keep_last + 1 + (load.steps // config.keep_every_steps if config.keep_every_steps else 0)
     rows = [
         ("parameters", f"{parameters / 1e6:.2f} M, {trained / 1e6:.2f} M of them trained"),

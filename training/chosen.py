@@ -44,6 +44,7 @@ class Chosen:
         shown, predicted = choice.shown_BK[part], choice.predicted_BM[part]
         valid = torch.from_numpy(valid_BS[part])
         if choice.packed:
+            # shorter rows are filled up with -1
             return cls.packed([r[r >= 0] for r in shown], [r[r >= 0] for r in predicted], valid, tokens)
         return cls(torch.from_numpy(shown), torch.from_numpy(predicted), valid)
 
@@ -100,6 +101,7 @@ class Row:
     def of(cls, parts: Sequence[Lengths | None], device: torch.device) -> Row:
         """Build from the lengths of each part."""
         known = [n for n in parts if n is not None]
+        # packed or not is one choice for the batch: a part without lengths speaks for all
         if len(known) < len(parts):
             return cls()
         totals = tuple(int(n) for n in np.sum(known, axis=0))
@@ -114,4 +116,5 @@ class Row:
 
     def unmix(self, x_BRD: Tensor) -> Tensor:
         """Undo `mix`."""
+        # of a permutation argsort is the inverse
         return x_BRD if self.order_R is None else x_BRD[:, self.order_R.argsort()]

@@ -175,6 +175,7 @@ def _chosen(name: str) -> Iterator[Finding]:
 
 def _try(name: str, device: torch.device) -> str:
     """Return what a backend lacks; empty where it works."""
+    # xformers' flash kernels take no float32, and CPUs are slow in bf16
     precision = torch.bfloat16 if device.type == "cuda" else torch.float32
     generator = torch.Generator().manual_seed(0)
     query, key, value = (

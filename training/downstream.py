@@ -207,6 +207,7 @@ class Setup:
         head = self.task.head(backbones.shape_of(encoder, self.input.layout), frozen)
         handed = self.weights.load(encoder) if self.weights and isinstance(encoder, Encoder) else []
         backbones.set_drop_path(encoder, config.regularise.drop_path)
+        # statistics of each rank's part would let the number of ranks decide the result
         if config.backbone == "resnet50":
             encoder = backbones.synchronised(encoder, self.world)
         return Downstream(encoder, head, self.task.pooled, frozen), handed
@@ -314,6 +315,7 @@ class Trained:
         data, chosen = SensorInput.of(record, config.model), task(state.kind)(record.contract)
         encoder = backbones.build(config.backbone, config.model, data.layout, sensor)
         head = chosen.head(backbones.shape_of(encoder, data.layout), config.mode == "linear_probe")
+        # nothing is trained any more: nothing need be frozen
         model = Downstream(encoder, head, chosen.pooled, frozen=False)
         model.load_state_dict(origins.read_weights(folder))
         return cls(model, chosen, record, data.normaliser)

@@ -140,6 +140,7 @@ class Engine:
             "bf16": {"enabled": self.precision == "bf16", "check_grad_overflow": not self._gated},
             # it begins high and halves: some of the first steps are skipped
             "fp16": {"enabled": self.precision == "fp16"},
+            # never: progress is told by the ledger
             "steps_per_print": 10**9,
             # it waits for the device twice a step, for a number that nobody reads
             "timers": {"throughput": {"enabled": False}},

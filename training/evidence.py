@@ -125,6 +125,7 @@ class Evidence:
         rng = np.random.default_rng(hash_text("bootstrap", *seeds))
         found: NDArray[np.float64] = np.empty(draws)
         for draw in range(draws):
+            # seeds and scenes both: with either held fast, chance in the other would pass for certainty
             groups = rng.integers(len(self.groups), size=len(self.groups))
             found[draw] = np.mean(
                 [number(int(seed), groups.tolist()) for seed in rng.choice(seeds, len(seeds))]

@@ -50,6 +50,7 @@ state.json (what `finetune.py init=OUT` starts from), README.md (the model card)
 with nothing but torch and safetensors:
   sys.path.insert(0, "OUT"); from spectral_backbone import load_backbone
   backbone = load_backbone("OUT")"""
+# two implementations add up in another order; features are of order 1 after the last norm
 _TOLERANCE = 1e-4
 
 
@@ -74,6 +75,7 @@ def export(location: Path, out: Path, licence: str | None = None, force: bool = 
         (partial / STATE).write_text(json.dumps(_shared(state).model_dump(mode="json"), indent=1) + "\n")
         (partial / "README.md").write_text(card(state, licences, run_of(location)))
         _copy_code(partial)
+        # before it has its name: what gives other features is never left behind
         _prove(partial, state, weights)
         seal(partial, FORMAT_VERSION)
     say(f"{out}: encoder of step {state.step} of {folder}")
@@ -93,6 +95,7 @@ def _replacing(out: Path, force: bool) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         yield partial
+        # only now: the export of before stands until this one is proven
         if out.exists():
             shutil.rmtree(out)
         partial.rename(out)
@@ -130,6 +133,7 @@ def _shared(state: State) -> State:
     """Return what a training must know to start from an export: no paths, and the sets of all that came before."""
     own = (s.model_copy(update={"path": "", "provenance": provenance(s)}) for s in sources(state)[0])
     data = state.data.model_copy(update={"sets": tuple(own)})
+    # of the configuration the model alone: the rest names folders of one machine
     kept = {"format_version": CHECKPOINT_FORMAT, "config": {"model": state.config["model"]}, "data": data}
     return state.model_copy(update=kept)
 
@@ -171,6 +175,7 @@ def _prove(folder: Path, state: State, weights: Mapping[str, Tensor]) -> None:
     encoder.load_state_dict(weights)
     for name, one in images.items():
         shape = (1, one.layout.channels, one.record.image_px, one.record.image_px)
+        # as products store reflectance, 0 to 0.6: normalisation is proven with the encoder
         image = torch.randint(0, 6000, shape, generator=torch.Generator().manual_seed(0)).to(torch.int16)
         with torch.inference_mode():
             ours = encoder.everything(one.normaliser(image), name)

@@ -27,6 +27,7 @@ Predict = Callable[[Batch], Tensor]
 def fit(setup: Setup) -> bool:
     """Learn from the training samples at once, score the whole validation split, record both; collective."""
     config, world = setup.config, setup.world
+    # nodes with copies of their own may read other sets, and nothing below would notice
     world.require_same("data", setup.data.model_dump(mode="json"))
     micro = config.batch.micro or max(config.batch.size // world.size, 1)
     learn = _by_features if config.mode in BY_FEATURES else _plain
@@ -45,6 +46,7 @@ def fit(setup: Setup) -> bool:
         tracker.commit(1)
         tracker.finish(complete=True)
         if world.main:
+            # the marker last: whoever finds it finds the tallies too
             scored.save(config.folder)
             mark(config.folder, COMPLETE)
             told = ", ".join(f"{k} {v:.4f}" for k, v in scores.items())
@@ -135,6 +137,7 @@ def _plain(setup: Setup, micro: int) -> Predict:
     weights = task.weights.tolist() if isinstance(task, Dense) and task.weights is not None else None
     classifier = plain.Plain("forest" if config.mode == "forest" else "logistic", config.seed, weights)
     found = [_rows(setup, statistics, batch) for batch in _training(setup, micro)]
+    # every rank fits the same to all rows: predictions then need no exchange
     shared = setup.world.gather(tuple(np.concatenate(part) for part in zip(*found, strict=True)))
     vectors, labels = (np.concatenate(part) for part in zip(*shared, strict=True))
     classifier.fit(vectors, labels)

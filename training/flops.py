@@ -85,6 +85,7 @@ def measure_peak(device: torch.device, dtype: torch.dtype, times: int = 4) -> fl
     """Measure how many operations of a large matrix product the device does in a second, at its best."""
     side = _PEAK_SIDE[device.type]
     a, b = (torch.rand(side, side, device=device).to(dtype) for _ in range(2))
+    # one before the clock runs: a GPU's first product loads its library
     out, took_s = a @ b, []
     for _ in range(times):
         _wait(device)
@@ -92,6 +93,7 @@ def measure_peak(device: torch.device, dtype: torch.dtype, times: int = 4) -> fl
         torch.mm(a, b, out=out)
         _wait(device)
         took_s.append(time.perf_counter() - began)
+    # the fastest: whatever else runs can only have slowed the others
     return 2 * side**3 / min(took_s)
 
 

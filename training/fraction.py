@@ -106,6 +106,8 @@ def _few(source: Source, fraction: float, seed: int) -> FewLabels:
 
 def _share(keys: list[str], numbers: list[int], fraction: float, seed: int) -> list[int]:
     """Return a share of the numbers, in the order of a hash of their keys."""
+    # half up: `round` makes 2 of 2.5 and 4 of 3.5
     count = max(int(len(numbers) * fraction + 0.5), 1)
     by_hash = sorted(zip(keys, numbers, strict=True), key=lambda pair: hash_text("fraction", seed, pair[0]))
+    # the first of one order: a larger share of the same seed holds the smaller one
     return [number for _, number in by_hash[:count]]

@@ -100,6 +100,7 @@ def hand_over(origin: Origin, model: nn.Module, layouts: Mapping[str, Layout], t
             result.interpolated.append(f"{name} ({how})")
     result.left_out += sorted(set(origin.weights) - used)
     if tables != "exact" or not (result.interpolated or result.anew):
+        # strict would refuse what begins anew; `result` tells of each
         model.load_state_dict(result.values, strict=False)
     return result
 
@@ -145,6 +146,7 @@ def _table(match: re.Match[str], origin: Origin, layouts: Mapping[str, Layout]) 
     if not there:
         return match[0], None, "the weights hold no such table"
     if kind == "spatial":
+        # the nearest in size: the least of it is interpolated
         side = key if key in there else min(there, key=lambda other: abs(int(other) - int(key)))
         value, how = _resize(there[side], int(key))
         return f"{stem}.spatial.{side}.weight", value, how
@@ -173,7 +175,9 @@ def _regroup(table_Tx: Tensor, old: Layout, new: Layout) -> tuple[Tensor, str]:
     if _groups(old) == _groups(new):
         return table_Tx, ""
     before, after = _centres_nm(old), _centres_nm(new)
+    # `np.interp` wants ascending points and says nothing where they are not
     order = np.argsort(before)
+    # unit vectors, interpolated, are the matrix that does the same to any table
     rows = [np.interp(after, before[order], one) for one in np.eye(len(before))]
     share_to_from = torch.from_numpy(np.stack(rows, axis=1)).to(table_Tx.dtype)
     value = torch.tensordot(share_to_from, table_Tx[torch.from_numpy(order)], dims=1)

@@ -120,6 +120,7 @@ def tags(entry: str) -> dict[str, str]:
 
 def git_commit() -> str:
     """Return the commit of the project's checkout, with `-dirty` where files were changed; `unknown` outside of one."""
+    # no tag is taken, so that the commit itself is told; `rev-parse` would not say -dirty
     words = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     asked = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
     return asked.stdout.strip() or "unknown"

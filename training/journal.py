@@ -50,6 +50,7 @@ class Journal:
 
     def _write(self, record: dict[str, object]) -> None:
         self._stream.write(json.dumps(record) + "\n")
+        # not synced: a kill loses nothing, and a wait for the disk at every step would cost time
         self._stream.flush()
 
     def close(self) -> None:

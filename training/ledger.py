@@ -91,6 +91,7 @@ class Ledger:
         if entry is None:
             return False
         result = entry.report.read()
+        # the first batch alone: a later one may be empty by chance
         if self._first:
             _require_counted(result, self._work.config)
             self._first = False
@@ -104,6 +105,7 @@ class Ledger:
 
     def _measured(self, entry: Entry, result: StepResult) -> dict[str, float]:
         found = {"loss": result.loss, "grad_norm": result.grad_norm, "lr": result.lr}
+        # sensors lose at levels of their own, and each step is of one: a common curve only jumps
         if len(self._work.data.sensors) > 1:
             found[f"loss_{entry.batch.sensor}"] = result.loss
         return found | {"memory_gb": memory.used_bytes(self._work.world.device) / 1e9}
@@ -121,6 +123,7 @@ class Ledger:
             found["tokens_per_s"] = effort.tokens * ranks / whole_s
         if effort.flops:
             found["flops_per_s"] = effort.flops * ranks / whole_s
+            # this rank's operations over this rank's peak, so no number of ranks
             found["peak_share"] = effort.flops / whole_s / self._peak
         return found
 

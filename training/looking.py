@@ -96,6 +96,7 @@ class _Found:
             "share shown": Layer(self._shares(number), "gray", (0.0, 1.0)),
             "shown": Layer(self._rgb(self.seen_BCHW[number])),
             "reconstructed": Layer(self._rgb(self.restored_BCHW[number])),
+            # one scale for all panels, so that runs can be compared by eye
             "error": Layer(self._error(number), "inferno", (0.0, 0.25)),
         }
         return Shown(self.batch.keys[number], layers, places, self._spectra(number, places))
@@ -132,6 +133,7 @@ class _Found:
         return (self.restored_BCHW[number] - self.original_BCHW[number]).abs().mean(0).numpy()
 
     def _pixels(self, number: int) -> tuple[Pixel, ...]:
+        # stable: of equal saliency the same pixels are drawn at every step
         layout, order = self.input.layout, np.argsort(self.batch.saliency_BS[number], kind="stable")
         half, wanted = layout.patch_px // 2, (order[-1], order[len(order) // 2], order[0])
         at = (divmod(int(place), layout.side) for place in wanted)

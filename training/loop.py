@@ -95,6 +95,7 @@ class Span:
     def of(cls, config: RunConfig, stream: ShardStream) -> Span:
         """Count the steps of a run; warm-up is at most half of it."""
         total = config.steps or config.epochs * stream.steps_per_epoch
+        # a few steps of a long recipe would otherwise all be warm-up
         return cls(total, min(round(config.optimiser.warmup_epochs * stream.steps_per_epoch), total // 2))
 
 

@@ -14,6 +14,7 @@ Counts = NDArray[np.int64]
 
 def confusion(truth: Counts, predicted: Counts, classes: int) -> Counts:
     """Count [true class, predicted class]."""
+    # each pair as one number: `np.add.at` would take many times as long
     flat = np.bincount(truth * classes + predicted, minlength=classes * classes)
     return flat.reshape(classes, classes).astype(np.int64)
 

@@ -51,6 +51,7 @@ def mix(image_BCHW: Tensor, labelled_B: Tensor, how: Regularisation, key: int) -
     strength = how.cutmix if cut else how.mixup
     own = float(rng.beta(strength, strength))
     itself = torch.arange(len(image_BCHW))
+    # the order of samples is random already: the other end is as good as a drawn partner
     other = itself.flip(0)
     partner = torch.where(labelled_B & labelled_B[other], other, itself).to(image_BCHW.device)
     if not cut:
@@ -59,6 +60,7 @@ def mix(image_BCHW: Tensor, labelled_B: Tensor, how: Regularisation, key: int) -
     mixed = image_BCHW.clone()
     mixed[:, :, rows, columns] = image_BCHW[partner][:, :, rows, columns]
     taken = (rows.stop - rows.start) * (columns.stop - columns.start)
+    # by what was taken: the edge may have left less of the rectangle than was drawn
     return Mixed(mixed, partner, 1 - taken / image_BCHW.shape[-1] ** 2)
 
 

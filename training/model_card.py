@@ -56,6 +56,7 @@ class Licences:
 def sources(state: State) -> tuple[list[SetRecord], list[str]]:
     """Return the sets that trained weights, those of the weights they began from too, and what cannot be known."""
     sets, seen = list(state.data.sets), set[str]()
+    # seen: folders are made anew under old names, and two may then name each other
     while (init := state.config.get("init")) and init not in seen:
         seen.add(init)
         try:
@@ -166,6 +167,7 @@ def _source(one: SetRecord, known: Provenance | None) -> tuple[str, ...]:
 def _metrics(state: State, run: Path) -> str:
     last: dict[str, tuple[int, float]] = {}
     for line in journal.read(run):
+        # the run may have gone on past the weights that are exported
         if line.step <= state.step:
             last |= {name: (line.step, value) for name, value in line.metrics.items()}
     wanted = {METRICS[name] for name in _TOLD}

@@ -150,6 +150,7 @@ def _votes(known: Features, classes: int, count: int) -> Predict:
         scores = []
         for start in range(0, len(queries_QD), _CHUNK):
             part = F.normalize(standard(queries_QD[start : start + _CHUNK]).float(), dim=1)
+            # few labels may be fewer than the neighbours that are asked for
             near = (part @ bank.T).topk(min(count, len(bank)), dim=1)
             weights = torch.softmax(near.values / TEMPERATURE, dim=1)
             scores.append((weights[:, :, None] * targets[near.indices]).sum(1))
@@ -166,6 +167,7 @@ def _regression(vectors_ND: Vectors, targets_NC: Tensor, weights_N: Tensor) -> P
     x_mean, base = (weights_N1 * x_ND).sum(0), (weights_N1 * targets_NC).sum(0)
     x_ND = x_ND - x_mean
     ridge = _RIDGE * len(x_ND) ** -0.5 * torch.eye(x_ND.shape[1], dtype=torch.float64)
+    # in float64: a product of features with themselves squares their condition number
     gram, moments = x_ND.T @ (weights_N1 * x_ND), x_ND.T @ (weights_N1 * (targets_NC - base))
     solved: Tensor = torch.linalg.solve(gram + ridge, moments)
     return lambda queries_QD: ((standard(queries_QD) - x_mean) @ solved + base).float()

@@ -29,6 +29,7 @@ def find(location: Path) -> Path:
             f"{location} was exported by an older version, and does not tell what its weights were trained as: export"
             " its run again (training/export.py RUN), or give the run itself."
         )
+    # `*step`: checkpoints that were put aside as damaged tell that it did train
     if (location / COMPLETE).exists() and not any((location / "checkpoints").glob("*step-*")):
         mode = read_yaml(location / "config.yaml").get("mode")
         what = (
@@ -50,6 +51,7 @@ def read_weights(folder: Path, prefix: str = "") -> dict[str, Tensor]:
     """
     if not (folder / CONFIG).exists():
         return checkpoint.read_weights(folder, prefix)
+    # names in an export are the encoder's own, without a prefix to look for
     if prefix != _ENCODER:
         raise ContractError(
             f"{folder} is an export, which holds the encoder alone and neither decoder nor head: give the run or"

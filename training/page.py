@@ -54,6 +54,7 @@ class Shown:
 
 def wanted(names: Sequence[str]) -> list[str]:
     """Return the metrics that the page draws, of those there are."""
+    # by their ends: a split or a probe stands before a score's name
     scores = sorted(n for n in names if n.endswith(SCORES))
     return [*scores, *(n for n in _DRAWN if n in names), *sorted(n for n in names if n.startswith("loss_"))]
 
@@ -65,6 +66,7 @@ def page(shown: Shown) -> str:
         for heading, explained, body in _sections(shown)
         if body
     )
+    # names and parameters are other people's text: all are escaped
     title = f"Runs of {escape(shown.experiment)}"
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style></head>'
@@ -87,6 +89,7 @@ def _sections(shown: Shown) -> Iterator[tuple[str, str, str]]:
         "Runs that differ in nothing but the seed: mean and 95 % interval by Student's t.",
         _seeds(several),
     )
+    # kind by kind: a pretraining and a fine-tuning differ in nearly every key
     for kind, keys in shown.differing.items():
         runs = [run for run in shown.runs if run.kind == kind]
         rows = [[escape(k), *(escape(run.parameters.get(k, "-")) for run in runs)] for k in keys]

@@ -59,9 +59,11 @@ class Statistics:
 
     def _around(self, image_BCHW: Tensor) -> Tensor:
         layers, seen = self._layers(image_BCHW)
+        # padding counts as unmeasured above and below: quotients at the edge stay right
         share = F.avg_pool2d(seen, AROUND_PX, 1, AROUND_PX // 2).clamp(min=1e-6)
         mean = F.avg_pool2d(layers * seen, AROUND_PX, 1, AROUND_PX // 2) / share
         square = F.avg_pool2d(layers**2 * seen, AROUND_PX, 1, AROUND_PX // 2) / share
+        # rounding can leave a variance just below 0, whose root is NaN
         return torch.cat([layers, mean, (square - mean**2).clamp(min=0).sqrt()], 1)
 
     def _layers(self, image_BCHW: Tensor) -> tuple[Tensor, Tensor]:
@@ -84,6 +86,7 @@ def some_pixels(rows_BFHW: Rows, batch: Batch, seed: int) -> tuple[Rows, NDArray
     found = []
     for rows, labels, key in zip(rows_BFHW, batch.labels_B.numpy(), batch.keys, strict=True):
         known = np.flatnonzero(labels >= 0)
+        # by the sample's key: the same pixels however ranks share the samples
         rng = np.random.default_rng(hash_text("pixels", seed, key))
         chosen = rng.choice(known, min(PIXELS_EACH, known.size), replace=False)
         found.append((rows.reshape(len(rows), -1).T[chosen], labels.ravel()[chosen]))
@@ -127,6 +130,7 @@ def _make(kind: Kind, seed: int, weights: dict[int, float] | None) -> Any:
         ) from error
     if kind == "forest":
         return RandomForestClassifier(TREES, random_state=seed, class_weight=weights, n_jobs=-1)
+    # scaled first: the penalty would press on dark bands, which need large coefficients, most
     return make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000, class_weight=weights))
 
 
@@ -134,6 +138,7 @@ def _fitted(model: Any, vectors_NF: Rows, column: NDArray[np.int64]) -> Any:
     from sklearn.base import clone
     from sklearn.dummy import DummyClassifier
 
+    # logistic regression refuses rows of one class, which few labels of many classes give
     one = len(np.unique(column)) == 1
     return (DummyClassifier(strategy="most_frequent") if one else clone(model)).fit(vectors_NF, column)
 

@@ -166,6 +166,7 @@ class Predictor:
         tops = starts(height, self.window_px, step)
         blend = Blend(len(self.trained.task.classes), max(width, self.window_px), self.window_px)
         progress = Progress("predict", len(tops), "strips")
+        # longer than the scene: one that is smaller than a window is filled up
         seen = np.zeros((height + self.window_px, width), bool)
         for top, following in zip(tops, (*tops[1:], height), strict=True):
             dates = [self._padded(d) for d in self.scene.read(self.bands, slice(top, top + self.window_px))]
@@ -195,6 +196,7 @@ class Predictor:
         scores: Tensor = self.model(
             *(self.trained.normaliser(to_device(i, self.world.device)) for i in images)
         )
+        # several classes a tile are each a yes or no; of all others one is chosen
         several = not self.trained.task.mixable and self.trained.task.pooled
         shares = scores.float().sigmoid() if several else F.softmax(scores.float(), 1)
         side = (self.window_px, self.window_px)

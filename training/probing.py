@@ -98,9 +98,11 @@ class Probe:
     @torch.no_grad()
     def _embed(self, module: nn.Module, batch: Batch) -> Tensor:
         image_BCHW = self.input.normaliser(to_device(batch.image_BCHW, self.world.device))
+        # past the engine: its forward pass is that of training, with masks and loss
         inner = module.module if hasattr(module, "module") else module
         if not isinstance(inner, SpatialSpectralMAE):
             raise TypeError(f"no encoder to probe in {type(inner).__name__}")
+        # in bf16 the engine keeps the weights so, and nothing casts what comes in
         kind = next(inner.encoder.blocks.parameters()).dtype
         tokens_BND = inner.encoder.everything(image_BCHW.to(kind), self.sensor)
         # over places alone: how groups of bands differ is much of what a tile is

@@ -139,6 +139,7 @@ class Cell:
     def _step(self, entry: Literal["pretrain", "finetune"], name: str, base: BaseConfig, more: Words) -> Step:
         mine = {"name": name, "output": str(self.study.output), "seed": self.seed}
         mine["tracking.parent"] = self.study.name
+        # `mine` last: no row's words may take another run's folder or seed
         return Step(entry, name, base.config, as_words(base.words, more, mine))
 
 
@@ -146,6 +147,7 @@ def as_words(*trees: Words) -> tuple[str, ...]:
     """Return what trees of keys say as `a.b=c` words; later trees win."""
     merged: Words = {}
     for tree in trees:
+        # leaf by leaf: a row that sets one key of a group leaves the others
         merged |= dict(_leaves(tree))
     # JSON is YAML too
     return tuple(f"{key}={json.dumps(value)}" for key, value in merged.items())

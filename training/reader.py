@@ -26,6 +26,7 @@ from training.storage import Cache, Folder, Storage, require_inside
 
 Verify = Literal["size", "sha256"]
 Damaged = Literal["stop", "replace"]
+# a reader a set, and a process may commonly open 1 024 files
 _OPEN = 32
 _KNOWN = 4096
 _KEPT = "{0.sha256}-{0.size_bytes}.offsets-1.npz"
@@ -130,6 +131,7 @@ class ShardReader:
         first, (last, length) = min(members.values())[0], max(members.values())
         size = last + length - first
         buffer = (scratch or Scratch()).room("stored", size).data
+        # into memory that is there: `os.pread` would make new bytes for every sample
         if os.preadv(self._descriptor(place), [buffer], first) != size:
             raise CorruptDataError(
                 f"shard {self.storage.told(shard)} ends before {offsets.key(row)} does: it was truncated while in"

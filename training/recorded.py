@@ -75,6 +75,7 @@ def read_panels(uri: str, runs: Sequence[RecordedRun]) -> dict[str, dict[str, by
     """Return the pictures of runs, by panel and then by the name of the run."""
     client = connect(uri, retries=0, timeout_s=10)
     found: dict[str, dict[str, bytes]] = {}
+    # the client copies artifacts to a folder, wherever the server keeps them
     with tempfile.TemporaryDirectory() as folder:
         for run in runs:
             for panel in client.list_artifacts(run.id, "panels"):

@@ -55,6 +55,7 @@ class Report:
     def __init__(self, told: Told, world: World) -> None:
         """Start the reduction over the ranks; collective."""
         self._told, self._ranks = told, world.size
+        # one tensor, one reduction: a dozen small ones would each wait for the network
         mine = [told.norm, told.missed, float(told.stop), *told.losses, *told.counted]
         self._read: Callable[[], list[float]] = world.send([*mine, *told.observed.values()])
 
@@ -64,7 +65,9 @@ class Report:
         norms, misses, stops, *rest = self._read()
         sums, counted, observed = rest[:terms], rest[terms : 2 * terms], rest[2 * terms :]
         return StepResult(
+            # 0 where nothing counted anywhere: NaN would be taken for a step that went wrong
             sum(s / max(n, 1.0) for s, n in zip(sums, counted, strict=True)),
+            # of the whole gradient: all ranks sent the same number, and added it up
             norms / self._ranks,
             told.lr,
             applied=not misses,

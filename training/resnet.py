@@ -63,6 +63,7 @@ class ResNet(nn.Module):
 
 
 def _conv(entering: int, leaving: int, kernel: int, stride: int = 1) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
+    # no bias: the normalisation behind it would take it out again
     conv = nn.Conv2d(entering, leaving, kernel, stride, kernel // 2, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     return conv, nn.BatchNorm2d(leaving)

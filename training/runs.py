@@ -166,6 +166,7 @@ def prepare(config: RunConfig, world: World) -> bool:
     Raises `ConfigError` where the folder holds a run of another configuration, or ranks differ.
     """
     world.require_same("configuration", config.model_dump(mode="json"))
+    # nodes with copies of their own may lie a version behind
     world.require_same("code", {"version": __version__} | code_digests())
     recorded = config.folder / "config.yaml"
     # only a run that has saved something can be continued wrongly

@@ -25,6 +25,7 @@ Tally = NDArray[Any]
 
 def scene_of(key: str) -> str:
     """Return the scene of a sample's key, `SCENE_ROW_COLUMN`."""
+    # from the end: a scene's own identifier may hold `_` too
     return key.rsplit("_", 2)[0]
 
 
@@ -61,6 +62,7 @@ class Scored:
     def save(self, run: Path) -> None:
         """Write the tallies into a run folder."""
         scenes = sorted(self.of_scene)
+        # by number: a scene may be called anything, even `scenes`
         arrays: dict[str, Any] = {f"tally_{n}": self.of_scene[scene] for n, scene in enumerate(scenes)}
         stream = io.BytesIO()
         np.savez_compressed(stream, scenes=np.array(scenes), **arrays)

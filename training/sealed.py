@@ -16,6 +16,7 @@ MANIFEST = "MANIFEST.json"
 def seal(folder: Path, format_version: int) -> None:
     """Write down what a folder holds, and let the disk have all of it."""
     files = sorted(p for p in folder.rglob("*") if p.is_file())
+    # the data before the list of it: what the list names must outlive a power cut
     for path in files:
         _sync(path)
     listed = {
@@ -24,6 +25,7 @@ def seal(folder: Path, format_version: int) -> None:
     write_atomically(
         folder / MANIFEST, json.dumps({"format_version": format_version, "files": listed}, indent=1).encode()
     )
+    # the folder too: syncing a file does not keep its name
     _sync(folder)
 
 
@@ -45,6 +47,7 @@ def verify(folder: Path) -> Iterator[str]:
     """Yield what is wrong with a checkpoint: nothing where it is whole."""
     try:
         expected_files = listed(folder)
+    # a list that is cut short is damage like any other: readers take an older checkpoint
     except (OSError, json.JSONDecodeError, KeyError, UnicodeDecodeError) as error:
         yield f"{MANIFEST} cannot be read ({error})"
         return

@@ -48,6 +48,7 @@ class Setting:
         mean, number = statistics.fmean(values), len(values)
         if number == 1:
             return Estimate(mean, float("-inf"), float("inf"))
+        # beyond the table an approximation, less than 0.03 too small
         quantile = _T[number - 2] if number - 2 < len(_T) else 1.96 + 2.4 / (number - 1)
         half = quantile * statistics.stdev(values) / number**0.5
         return Estimate(mean, mean - half, mean + half)
@@ -57,6 +58,7 @@ def settings(runs: Sequence[RecordedRun]) -> list[Setting]:
     """Return the settings of finished runs, in the order of their first run."""
     by_folder = {PurePath(run.folder): run for run in runs}
     found: dict[object, list[RecordedRun]] = {}
+    # a run under way has last values too, which are no result yet
     for run in (r for r in runs if r.status == "FINISHED"):
         found.setdefault(_setting(run, by_folder), []).append(run)
     return [Setting(tuple(members)) for members in found.values()]

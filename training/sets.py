@@ -113,6 +113,7 @@ class Family:
         Those of several sets are merged exactly, from their histograms: a set counts by its pixels and not by its
         weight, so that the input of a model does not change with the weights.
         """
+        # one set states its own: the histogram need not be there to train on it alone
         (first, *others) = self.sets.values()
         return histograms.merged(self.sets) if others else first.statistics
 
@@ -213,6 +214,7 @@ def _folder(path: Path) -> Path:
 
 def first_sensor(config: DataConfig) -> str:
     """Return the sensor of the set that is given first."""
+    # the last is the set itself; those before it are what it stands beside
     return list(_found(config.shards[0], config).values())[-1][0].contract.sensor
 
 
@@ -233,6 +235,7 @@ def _family(sources: list[Source], free: Collection[str], config: DataConfig) ->
         told = ", ".join(f"{px} px in {name}" for name, px in tiles_px.items())
         raise ConfigError(f"tiles differ ({told}): set data.image_px to a crop that all of them give.")
     weighted = sources[0].weight is not None
+    # without weights one long row: each sample once an epoch, whichever set it is of
     together = sources if weighted else [Source(tuple(r for s in sources for r in s.readers))]
     return Family(tuple(together), _joined(contracts))
 

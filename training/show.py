@@ -63,6 +63,7 @@ def opened(location: Path, shards: Path | None) -> tuple[Pretraining, int]:
     state = read_state(folder)
     if state.kind != "pretrain":
         raise ContractError(f"{location} is a {state.kind} run: give one of training/pretrain.py.")
+    # weights come from the checkpoint: what training alone needed may be gone
     tree = state.config | {"init": None, "probe": None, "stages": []}
     if shards:
         tree["data"] = tree["data"] | {"shards": [str(shards)]}

@@ -24,6 +24,7 @@ RunConfigT = TypeVar("RunConfigT", bound=RunConfig)
 
 def split(config: RunConfigT, stages: Sequence[Stage]) -> list[RunConfigT]:
     """Return the configuration of each stage; raises `ConfigError` naming the stage and the key that is wrong."""
+    # without the chain: a stage that held it would be split again
     common = config.model_dump(mode="json") | {"stages": []}
     found: list[RunConfigT] = []
     for number, stage in enumerate(stages, start=1):
@@ -32,7 +33,9 @@ def split(config: RunConfigT, stages: Sequence[Stage]) -> list[RunConfigT]:
             raise ConfigError(f"stages: stage {number} has no `name`; give each a short one.")
         tree = _merged(common, {k: v for k, v in stage.items() if k != "name"})
         tree["name"] = f"{config.name}-{number}-{name}"
+        # all below the chain: by their weights the later ones would stand below the first
         tree["tracking"] |= {"parent": config.name}
+        # the first stage keeps the chain's own `init`
         if found:
             tree["init"] = str(found[-1].folder)
         found.append(build(type(config), tree, f"stage `{name}`"))
@@ -54,6 +57,7 @@ def run(
     """Run or resume the stages in their order; True when all are complete, False when one was interrupted and saved."""
     if world.main:
         config.folder.mkdir(parents=True, exist_ok=True)
+        # batch scripts go by the marker: an earlier life's must not stand for this one's
         clear_marks(config.folder)
         write_atomically(config.folder / "config.yaml", dump(config).encode())
     for stage in stages:

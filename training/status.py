@@ -70,6 +70,7 @@ def _progress(lines: Sequence[Line], plan: dict[str, int]) -> Iterator[tuple[str
     last, total = lines[-1], plan.get("steps")
     of = f" of {total} ({last.step / total:.0%})" if total else ""
     epoch = f", epoch {last.step / plan['steps_per_epoch']:.1f}" if plan.get("steps_per_epoch") else ""
+    # 0: the clock of the host that wrote it may be ahead
     yield "step", f"{last.step}{of}{epoch}, {clock(max(time.time() - last.time_s, 0))} ago"
     for name in ("loss", "grad_norm", "lr", "samples_per_s", "peak_share"):
         values = [x.metrics[name] for x in lines[-_RECENT:] if name in x.metrics]

@@ -162,12 +162,14 @@ class Bucket:
         """
         folder = self.cache.made()
         path = folder / f"{shard.sha256}.tar"
+        # the ranks of a node want a shard at the same time: one fetches it for all
         with _only_one(folder / f"{shard.sha256}.lock"):
             try:
                 descriptor = os.open(path, os.O_RDONLY)
             except FileNotFoundError:
                 self._fetch(shard, path)
                 descriptor = os.open(path, os.O_RDONLY)
+                # opened before: another process may remove the file at once, and who has it open keeps it
                 self._bound(folder, path)
         with suppress(FileNotFoundError):
             os.utime(path)  # what was opened last stays longest
@@ -178,6 +180,7 @@ class Bucket:
         try:
             fetch = _Whole(address, partial, shard.size_bytes)
             patiently(fetch, address, self.cache.patience_s)
+            # before it has its name: what lies under one in the cache is read without another look
             if manifests.sha256(partial) != shard.sha256:
                 raise CorruptDataError(
                     f"shard {address} does not have its recorded checksum. Copy it there again from where it was made."
@@ -283,6 +286,7 @@ def patiently(fetch: remote.Fetch, address: str, patience_s: float) -> None:
 @contextmanager
 def _only_one(path: Path) -> Iterator[None]:
     """Let one process of the node after the other into the block; a process that dies lets the next one in."""
+    # never removed: who waits for it would hold another file than who comes after
     with path.open("a") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         yield

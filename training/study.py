@@ -96,6 +96,7 @@ def _do(step: Step, output: Path, world: World) -> bool:
     """Do one run; what it tells goes into a file of its own."""
     log = output / "logs" / f"{step.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
+    # appended: the same command goes on, and keeps what earlier lives said
     with log.open("a") as stream, redirect_stdout(stream):
         if step.entry == "pretrain":
             return pretrain(load(PretrainConfig, step.config, step.words), world)
@@ -111,6 +112,7 @@ def run_all(study: StudyConfig, asked: Sequence[str], jobs: int) -> int:
     cells = study.cells()
     progress = Progress(study.name, len(cells), "cells")
     threads = str(max((os.cpu_count() or 1) // jobs, 1))
+    # what a person has set wins
     environment = {"OMP_NUM_THREADS": threads} | os.environ
 
     def one(number: int) -> int:
@@ -129,6 +131,7 @@ def run_all(study: StudyConfig, asked: Sequence[str], jobs: int) -> int:
         progress.advance(note=f"{cells[number].name} {note}")
         return code
 
+    # threads only wait: each cell is a process
     with ThreadPoolExecutor(jobs) as pool:
         codes = list(pool.map(one, range(len(cells))))
     if EXIT_INTERRUPTED in codes:

@@ -82,6 +82,7 @@ class Tracker:
     def __exit__(self, *_: object) -> None:
         if self.active:
             self._sampler.close()
+            # before the feeder, which sends what the journal holds
             self._journal.close()
             self._feeder.close(self._status)
 
@@ -114,6 +115,7 @@ class _Feeder(threading.Thread):
     """
 
     def __init__(self, identity: RunIdentity, config: TrackingConfig) -> None:
+        # daemon: a server that hangs must not keep a finished run alive
         super().__init__(name="mlflow-feeder", daemon=True)
         self.identity, self.config = identity, config
         self.uri = config.resolve(identity.run.parent)

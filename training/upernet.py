@@ -96,4 +96,5 @@ def stretched(x: Tensor, side: int) -> Tensor:
     """Return maps [B, D, y, x] at `side` cells a side, bilinear."""
     if x.shape[-1] == side:
         return x
+    # cells are areas: their outer edges lie on the image's, not their centres
     return F.interpolate(x, size=(side, side), mode="bilinear", align_corners=False)

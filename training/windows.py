@@ -35,6 +35,7 @@ class Windows:
             y, x = (slice(s // unit_px, (s + self.image_px) // unit_px) for s in at)
             return array[..., y, x]
 
+        # y and x to the end, where the other arrays have them: one cut serves all
         cells = part(np.moveaxis(sample.cells, -1, 0), self.cell_px)
         label = sample.label
         if isinstance(label, np.ndarray):

@@ -66,6 +66,7 @@ def register_timm(name: str, make: Make) -> None:
     `timm.create_model(name, num_classes=10)`, `timm.create_model(name, features_only=True, out_indices=(5, 11))`,
     `smp.Unet("tu-name_pyramid", encoder_weights=None, in_channels=6)`.
     """
+    # at first use: this file travels with every export, which needs torch and safetensors alone
     from timm.models import register_model
 
     def plain(

@@ -75,6 +75,7 @@ def fit(known: Known, asked: Asked | None, adapt: bool = False) -> Fit:
     if not adapt:
         raise BandMismatch(f"{table(known, given)}\nadapt=True takes what can be: {_possible(known)}.")
     by_name = _by_name(known, given)
+    # by name as long as it loses no group or no channel; else wavelengths make use of all channels
     everything = len(by_name.groups) == len(known.groups) or len(by_name.bands) == len(given)
     if by_name.groups and everything:
         return by_name

@@ -96,15 +96,18 @@ class Pyramid(FeatureMaps):
         self, backbone: SpectralBackbone, stages: Sequence[int] = range(4), groups: Groups = "mean"
     ) -> None:
         """stages: which of the four cells; each is of its own depth."""
+        # of fewer than four blocks the first stands for more than one stage
         blocks = backbone.indices([max(backbone.plan.depth * (s + 1) // 4, 1) - 1 for s in stages])
         super().__init__(backbone, blocks, groups)
         self.strides_px = [self.STRIDES_PX[stage] for stage in stages]
+        # again: the class above told of cells of one patch
         self._tell(self.strides_px)
 
     def forward(self, image_BCHW: Tensor) -> list[Tensor]:
         """Return the maps of images [B, C, H, W], from the finest cells to the coarsest."""
         sides = [max(self.backbone.plan.image_px // stride, 1) for stride in self.strides_px]
         return [
+            # antialias: from 8 to 32 px bilinear alone reads 2 of 4 cells a side and drops the others
             F.interpolate(found, size=(side, side), mode="bilinear", antialias=True)
             for found, side in zip(super().forward(image_BCHW), sides, strict=True)
         ]

@@ -102,6 +102,7 @@ def _known(config: Mapping[str, Any], name: str, record: Mapping[str, Any]) -> K
     names = [b.name for b in bands]
     groups = tuple(tuple(names.index(n) for n in members) for members in record["groups"])
     by_wavelength = config["architecture"]["spectral_position"] == "wavelength"
+    # a projection of its own belongs to a group's bands, wherever they are placed
     return Known(name, bands, groups, by_wavelength and record["shared_projection"])
 
 
@@ -150,6 +151,7 @@ def _between(at: float, points: Sequence[float], values: Sequence[float]) -> flo
     row = sorted(zip(points, values, strict=True))
     for (left, low), (right, high) in pairwise(row):
         if left <= at <= right:
+            # two bands of one wavelength must not divide by 0
             return low + (high - low) * (at - left) / ((right - left) or 1.0)
     return row[0][1] if at < row[0][0] else row[-1][1]
 
@@ -158,6 +160,7 @@ def _state(
     weights: Mapping[str, Tensor], config: Mapping[str, Any], sensor: str, found: Fit, plan: Plan
 ) -> dict[str, Tensor]:
     """Return the weights that images of one sensor and some bands need, under the module's names."""
+    # what all sensors share; embeddings and positions are picked for the one that is asked for
     state = {n: v for n, v in weights.items() if n.split(".")[0] in ("blocks", "norm", "class_token")}
     sources = ["embed.shared"] if plan.shared else [f"embed.{sensor}.{t}" for t in found.kept or ()]
     for number, source in enumerate(sources):
@@ -168,6 +171,7 @@ def _state(
         return state
     places_SD = _places(weights, config, sensor, plan)
     groups_TD = _groups(weights, config, sensor, found)
+    # added up once: the module then needs neither tables nor wavelengths
     state["positions"] = (groups_TD[:, None] + places_SD).flatten(0, 1)
     return state
 
@@ -199,7 +203,9 @@ def _by_wavelength(weights: Mapping[str, Tensor], found: Fit) -> Tensor:
     """Return the positions of groups [T, D]: the mean over their bands of a function of wavelength and width."""
     x_CF = wave_features([(b.centre_nm or 0.0, b.width_nm or 0.0) for b in found.bands])
     (w1, b1), (w2, b2) = (
-        (weights[f"positions.by_wave.{n}.weight"], weights[f"positions.by_wave.{n}.bias"]) for n in (0, 2)
+        # 0 and 2 of a Sequential: the GELU between them has no weights
+        (weights[f"positions.by_wave.{n}.weight"], weights[f"positions.by_wave.{n}.bias"])
+        for n in (0, 2)
     )
     ends = torch.tensor([0, *(len(g) for g in found.groups)]).cumsum(0).tolist()
     members = [range(start, end) for start, end in pairwise(ends)]

@@ -44,7 +44,9 @@ class Change(Dense):
         """Weigh the classes by their rarity among the training pixels, so that the mean weight of a pixel is 1."""
         counted = np.zeros(2, np.float64)
         for label in labels:
+            # 255 stands where there is no class: counted beyond the two, and so left out
             counted += np.bincount(np.asarray(label).ravel(), minlength=256)[:2]
+        # a class that no pixel has would weigh infinitely much
         if not counted.all():
             return
         shares = counted / counted.sum()

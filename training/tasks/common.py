@@ -20,6 +20,7 @@ class PooledHead(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.linear = nn.Linear(width, classes)
+        # small, as MAE's probe begins: at first all classes are about equally likely
         nn.init.trunc_normal_(self.linear.weight, std=0.01)
         nn.init.zeros_(self.linear.bias)
 

@@ -43,6 +43,7 @@ class Dense(ABC):
     def items(self, labels: Tensor) -> float:
         """Count labelled pixels, by their weight."""
         seen = labels[labels >= 0]
+        # the sum of weights, as `F.cross_entropy` takes its own weighted mean
         return float(len(seen) if self.weights is None else self.weights[seen.cpu()].sum())
 
     def loss_sum(self, predicted: Tensor, labels: Tensor) -> Tensor:

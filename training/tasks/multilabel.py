@@ -53,10 +53,12 @@ class MultiLabel:
     def tally(self, predicted: Tensor, labels: Tensor) -> NDArray[np.float32]:
         """Keep scores and truth of every sample, [sample, 2 x class]."""
         kept: NDArray[np.float32] = np.hstack([predicted.cpu().numpy(), labels.cpu().numpy()])
+        # beside int64 labels numpy makes float64 of the scores
         return kept.astype(np.float32)
 
     def join(self, tallies: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
         """Put the samples one below the other."""
+        # the empty one first: a rank without samples would have nothing to put together
         return np.concatenate([np.zeros((0, 2 * len(self.classes)), np.float32), *tallies])
 
     def scores(self, tally: NDArray[np.float32]) -> dict[str, float]:
