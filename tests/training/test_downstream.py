@@ -85,7 +85,9 @@ def runs(sets: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 def last(runs: Path, name: str) -> dict[str, float]:
-    return journal.read(runs / name)[-1].metrics
+    metrics = journal.read(runs / name)[-1].metrics
+    # of a slow machine there is more to tell: how busy it was
+    return {name: value for name, value in metrics.items() if not name.startswith("system/")}
 
 
 def test_each_task_learns_what_there_is_to_learn(runs: Path) -> None:
