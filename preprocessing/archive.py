@@ -220,8 +220,13 @@ class SceneWriter:
 
 def _codecs(codec: Codec, itemsize: int) -> list[Any]:
     # scenes are read once or twice: what takes longer to compress would not be earned back
-    name, level = ("zstd", 1) if codec == "zstd" else ("lz4", 5)
-    return [BloscCodec(cname=name, clevel=level, shuffle="bitshuffle", typesize=itemsize), Crc32cCodec()]
+    blosc = BloscCodec(
+        cname="zstd" if codec == "zstd" else "lz4",
+        clevel=1 if codec == "zstd" else 5,
+        shuffle="bitshuffle",
+        typesize=itemsize,
+    )
+    return [blosc, Crc32cCodec()]
 
 
 def _link(path: Path, target: Path) -> None:
