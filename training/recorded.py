@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import MissingInputError
 from training.mlflow_client import GROUP, connect
+
+_PAGE = 1000
+"""Runs that MLflow is asked for at once."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +51,20 @@ def read_runs(uri: str, experiment: str, curves: Sequence[str]) -> list[Recorded
     if found is None:
         names = ", ".join(e.name for e in client.search_experiments()) or "none"
         raise MissingInputError(f"no experiment `{experiment}` at {uri}; there are: {names}.")
-    runs = client.search_runs([found.experiment_id], order_by=["attributes.start_time ASC"], max_results=1000)
+    runs = _all_runs(client, found.experiment_id)
     # what only holds others together has nothing to compare
     return [_recorded(client, run, curves) for run in runs if run.data.tags.get("kind") != GROUP]
+
+
+def _all_runs(client: Any, experiment: str) -> Iterator[Any]:
+    """Yield the runs of an experiment, oldest first."""
+    page: str | None = ""
+    order = ["attributes.start_time ASC"]
+    while page is not None:
+        runs = client.search_runs([experiment], order_by=order, max_results=_PAGE, page_token=page or None)
+        yield from runs
+        # the newest are on the last page: none may be left out
+        page = runs.token or None
 
 
 def _recorded(client: Any, run: Any, curves: Sequence[str]) -> RecordedRun:

@@ -14,6 +14,7 @@ from pipeline import manifest
 from pipeline.errors import MissingInputError
 from tests.training.processes import finish, start
 from training import export, journal
+from training import recorded as reading
 from training.checkpoint import find
 from training.identity import RunIdentity, run_of
 from training.mlflow_client import connect
@@ -96,6 +97,35 @@ def test_fine_tunes_stand_below_what_they_come_from(trained: Path) -> None:
         assert run.data.tags["mlflow.parentRunId"] == origin.info.run_id
     assert "mlflow.parentRunId" not in origin.data.tags
     assert run_of(find(trained / "whole")) == (trained / "whole").resolve()
+
+
+@pytest.mark.parametrize("name", ["runs/step-up", "checkpoints/trial", "copied/step-00000500"])
+def test_only_a_checkpoint_in_its_place_stands_for_its_run(name: str) -> None:
+    assert run_of(Path(name)) == Path(name)
+    assert run_of(Path(name) / "checkpoints/step-00000010") == Path(name).resolve()
+
+
+def test_what_a_version_says_is_of_its_export_and_not_of_newer_weights(trained: Path, tmp_path: Path) -> None:
+    older = trained / "whole/checkpoints/step-00000010"
+    export.export(older, tmp_path / "encoder", licence="CC0-1.0")
+    told = export.described(tmp_path / "encoder")
+    assert (told["step"], told["weights_sha256"]) == ("10", manifest.sha256(older / "weights.safetensors"))
+    words = [str(older), str(tmp_path / "again"), "--register", "older", "--licence", "CC0-1.0"]
+    assert export.main(words) == 0
+    client, _ = recorded(trained, "whole")
+    (version,) = client.search_model_versions("name = 'older'")
+    assert told.items() <= version.tags.items()
+
+
+def test_runs_are_read_to_the_last_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "_PAGE", 2)
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    client = connect(uri)
+    experiment = client.create_experiment("many")
+    for number in range(5):
+        client.create_run(experiment, start_time=number + 1, run_name=f"run-{number}")
+    found = reading.read_runs(uri, "many", ())
+    assert [run.name for run in found] == [f"run-{number}" for number in range(5)]
 
 
 def test_weights_become_a_version_of_a_model_once(
