@@ -188,13 +188,13 @@ def _prove(folder: Path, state: State, weights: Mapping[str, Tensor]) -> None:
             )
 
 
-def described(location: Path) -> dict[str, str]:
-    """Return what a registered model says of weights: which, what trained them, how long, on which data."""
-    folder = newest(location)
-    state = read_state(folder)
+def described(out: Path) -> dict[str, str]:
+    """Return what a registered model says of an export: which weights, what trained them, how long, on which data."""
+    # of the export, not of the run: that may have saved newer weights since
+    state, config = read_state(out), json.loads((out / CONFIG).read_text())
     return {
-        "export_format": str(FORMAT_VERSION),
-        "weights_sha256": _checksum(folder),
+        "export_format": str(config["format_version"]),
+        "weights_sha256": config["checkpoint_sha256"],
         "kind": state.kind,
         "step": str(state.step),
         "data_digest": state.data.digest,
@@ -232,7 +232,7 @@ def main(argv: Sequence[str]) -> int:
     out = asked.out or run_of(asked.location) / "export"
     export(asked.location, out, asked.licence, asked.force)
     if asked.register:
-        say(register(run_of(asked.location), out, asked.register, described(asked.location)))
+        say(register(run_of(asked.location), out, asked.register, described(out)))
     return EXIT_DONE
 
 

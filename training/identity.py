@@ -102,7 +102,10 @@ class RunIdentity:
 
 def run_of(location: Path) -> Path:
     """Return the run folder of a run or of one of its checkpoints."""
-    return location.resolve().parent.parent if location.name.startswith("step-") else location
+    # by both names: a run may be called step-anything, and runs may lie in a folder called checkpoints
+    folder = location.resolve()
+    inside = folder.parent.name == "checkpoints" and folder.name.startswith("step-")
+    return folder.parent.parent if inside else location
 
 
 def tags(entry: str) -> dict[str, str]:

@@ -257,7 +257,8 @@ def _register(work: Work, tracker: Tracker) -> None:
     if work.world.main and work.config.tracking.register_as:
         folder = work.config.folder
         try:
-            tracker.register(export(folder, folder / "export", force=True), described(folder))
+            out = export(folder, folder / "export", force=True)
+            tracker.register(out, described(out))
         # the weights are saved: an export that waits for a word of a person is no failed training
         except (ContractError, OutputError) as error:
             LOG.warning(
