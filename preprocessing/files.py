@@ -50,6 +50,10 @@ class FilesConfig(Config):
     def _has_name(cls, pattern: str) -> str:
         if "name" not in fields(pattern):
             raise ValueError(f"`{pattern}` has no field {{name}}, which tells scenes apart")
+        # fields become groups of a regular expression, whose names hold no number first; `_root` is ours
+        wrong = sorted(f for f in fields(pattern) if not f[0].isalpha())
+        if wrong:
+            raise ValueError(f"field {{{wrong[0]}}} of `{pattern}` must begin with a letter")
         return pattern
 
     @field_validator("layers")

@@ -42,6 +42,7 @@ def test_other_paths_do_not_match(pattern, path):
     [
         ({"images": "a.tif"}, r"no field \{name\}"),
         ({"images": "{name}_{band}.tif"}, "one file a band"),
+        ({"images": "{2024}/{name}.tif"}, r"field \{2024\} .* must begin with a letter"),
         ({"layers": ()}, "one file a band"),
         ({"layers": ("B02", "-", "-", "B02")}, "listed twice"),
         ({"labels": "masks/{other}.png"}, r"field \{other\} is not in `images`"),
