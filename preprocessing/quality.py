@@ -55,7 +55,8 @@ def read_rejected(folder: Path) -> list[Rejection]:
     path = folder / REJECTED
     if not path.exists():
         return []
-    with path.open(encoding="utf-8", newline="") as stream:
+    # people edit it with spreadsheets, which put a mark at the beginning
+    with path.open(encoding="utf-8-sig", newline="") as stream:
         rows = csv.DictReader(stream)
         if rows.fieldnames is None or "product" not in rows.fieldnames:
             raise ConfigError(f"{path} has no column `product`: restore its first line, or remove the file.")

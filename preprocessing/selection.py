@@ -78,8 +78,9 @@ def _day(acquired: str) -> date | None:
 def _listed(path: Path) -> frozenset[str]:
     """Read the product names of a list; `#` begins a remark."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
+        # a spreadsheet's mark at the beginning would hide the column
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
         raise MissingInputError(f"cannot read the list {path} ({error}); set `select.list`.") from error
     if lines and "product" in lines[0].split(","):
         found = [str(row["product"]) for row in csv.DictReader(lines)]

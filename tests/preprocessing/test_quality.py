@@ -26,6 +26,8 @@ def test_p04_rejections_are_a_table_that_people_may_edit(tmp_path):
     assert path.read_text().splitlines()[0] == "product,reason,tried"
     path.write_text("product\n/by/hand\n")
     assert quality.read_rejected(tmp_path) == [Rejection("/by/hand", "by hand")]
+    path.write_text("\ufeffproduct,reason\n/by/hand,spoilt\n")
+    assert quality.read_rejected(tmp_path) == [Rejection("/by/hand", "spoilt")]
     path.write_text("/by/hand,r\n")
     with pytest.raises(ConfigError, match="has no column `product`"):
         quality.read_rejected(tmp_path)

@@ -42,7 +42,14 @@ def test_a_scene_that_states_nothing():
 
 
 @pytest.mark.parametrize(
-    "text", ["s1\n", "# of June\ns1.SAFE  # good\n", "/archive/s1.SAFE/\n", "product,reason\n/a/s1.SAFE,x\n"]
+    "text",
+    [
+        "s1\n",
+        "# of June\ns1.SAFE  # good\n",
+        "/archive/s1.SAFE/\n",
+        "product,reason\n/a/s1.SAFE,x\n",
+        "\ufeffproduct,reason\n/a/s1.SAFE,x\n",
+    ],
 )
 def test_a_list_names_products_in_any_form(tmp_path, text):
     path = tmp_path / f"list-{abs(hash(text))}.txt"
