@@ -64,7 +64,16 @@ def outside(select: SelectConfig, corners: Ring) -> bool:
     """Say whether a scene's corners [4, (lon, lat)] lie apart from the selected area."""
     if select.area is None:
         return False
-    return not any(touch(ring, corners) for ring in _rings(select.area))
+    return not any(touch(ring, one) for ring in _rings(select.area) for one in _in_one_piece(corners))
+
+
+def _in_one_piece(corners: Ring) -> tuple[Ring, ...]:
+    """Return corners across the 180th meridian as they lie beyond it on either side; others as they are."""
+    # no scene is half a world wide: taken as they stand, such corners enclose all the other meridians
+    if np.ptp(corners[:, 0]) <= 180:
+        return (corners,)
+    east = np.where([True, False], corners + np.array([360.0, 0.0]) * (corners[:, :1] < 0), corners)
+    return east, east - np.array([360.0, 0.0])
 
 
 def _day(acquired: str) -> date | None:

@@ -66,6 +66,11 @@ def test_a_box_selects_what_it_touches():
     assert not selection.outside(select(area=[0, 0, 90, 90]), SQUARE)
     assert not selection.outside(select(area=[10.4, 49.4, 10.6, 49.6]), SQUARE)
     assert selection.outside(select(area=[11.1, 49, 12, 50]), SQUARE)
+    across = np.array([(179.4, 50), (-179.2, 50), (-179.2, 49), (179.4, 49)], np.float64)
+    assert selection.outside(select(area=[0, 40, 90, 60]), across)
+    assert selection.outside(select(area=[178, 40, 179, 60]), across)
+    assert not selection.outside(select(area=[179, 40, 180, 60]), across)
+    assert not selection.outside(select(area=[-180, 40, -179.5, 60]), across)
     with pytest.raises(ConfigError, match="is no box"):
         select(area=[11, 49, 10, 50])
 
