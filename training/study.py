@@ -66,8 +66,16 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--cell", metavar="N", help="run one cell only: its number, from 0, or its name")
     one.add_argument("--cells", action="store_true", help="print the number of cells, and stop")
     one.add_argument("--report", action="store_true", help="tell what is done so far, and stop")
-    made.add_argument("--jobs", type=int, default=1, metavar="N", help="cells at a time (default: 1)")
+    made.add_argument("--jobs", type=_count, default=1, metavar="N", help="cells at a time (default: 1)")
     return made
+
+
+def _count(text: str) -> int:
+    """Read a number of cells; argparse tells its user of a `ValueError`."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"at least one cell must run, not {number}")
+    return number
 
 
 def work(cell: Cell, tell: Callable[[str], None]) -> bool:

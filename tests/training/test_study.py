@@ -139,6 +139,13 @@ def test_rows_from_scratch_have_the_model_that_is_pretrained(asked: Path) -> Non
     assert {"init=null", 'model.size="tiny"', "model.patch_px=8", "seed=0"} <= set(step.words)
 
 
+def test_no_cell_at_a_time_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        study.parser().parse_args(["--jobs", "0"])
+    assert ended.value.code == 2
+    assert "at least one cell must run, not 0" in capsys.readouterr().err
+
+
 def test_later_words_win_and_an_empty_mapping_is_one() -> None:
     words = as_words({"a": {"b": 1, "c": [1]}, "d": {"e": 2}}, {"a.b": 3, "d": {}})
     assert words == ("a.b=3", "a.c=[1]", "d.e=2", "d={}")
