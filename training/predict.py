@@ -7,6 +7,7 @@ Shape letters: B batch, C bands, K classes, H W pixels.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -82,9 +83,12 @@ class Scene:
 
     @classmethod
     def open(cls, folder: Path) -> Scene:
-        """Open a scene; raises `MissingInputError` where there is none that was finished."""
+        """Open a scene; raises `MissingInputError` where there is none that was finished, and `CorruptDataError` for one
+        that is not as it was then.
+        """
         if not (folder / _MARKER).exists():
             raise MissingInputError(f"{folder} is no finished scene: give a folder below some archive.zarr.")
+        _require_whole(folder)
         group = zarr.open_group(folder, mode="r", zarr_format=3)
         header: Any = group.attrs["scene"]
         names = ["reflectance", "after"][: header.get("dates", 1)]
@@ -105,6 +109,19 @@ class Scene:
             raise CorruptDataError(
                 f"scene {self.header['id']} cannot be decoded ({error}): make its archive again."
             ) from error
+
+
+def _require_whole(folder: Path) -> None:
+    """Raise `CorruptDataError` unless all files of a finished scene are there, in their size."""
+    try:
+        sizes = {name: told[0] for name, told in json.loads((folder / _MARKER).read_text())["files"].items()}
+    except (ValueError, KeyError) as error:
+        raise CorruptDataError(f"{folder / _MARKER} cannot be read ({error}): make it again.") from error
+    # Zarr takes a file that is lost for nodata: look before it does
+    for name, size_bytes in sizes.items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != size_bytes:
+            raise CorruptDataError(f"{path} is missing or cut short: make the archive of this scene again.")
 
 
 class Blend:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import rasterio
 import torch
 import zarr
 
-from pipeline.errors import ContractError, MissingInputError
+from pipeline.errors import ContractError, CorruptDataError, MissingInputError
 from tests.training.processes import ROOT, run_cases
 from training.downstream import Trained
 from training.predict import Blend, PredictConfig, Predictor, Scene, main
@@ -98,6 +99,25 @@ def test_what_does_not_fit_is_told(made: Path) -> None:
         Predictor(config, trained, other, World())
     with pytest.raises(MissingInputError, match="no finished scene"):
         Scene.open(made)
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut short", "no list"])
+def test_a_scene_that_lost_a_file_is_refused_and_no_map_of_nodata(tmp_path: Path, damage: str) -> None:
+    group = zarr.open_group(tmp_path, mode="w", zarr_format=3)
+    group.attrs["scene"] = {"id": "s1"}
+    group.create_array("reflectance", data=np.ones((1, 8, 8), np.int16), chunks=(1, 8, 8), fill_value=-32768)
+    chunk, marker = tmp_path / "reflectance/c/0/0/0", tmp_path / "reflectance/COMPLETE.json"
+    files = {"reflectance/c/0/0/0": [chunk.stat().st_size, ""]}
+    marker.write_text(json.dumps({"files": files}))
+    assert (Scene.open(tmp_path).read([0], slice(0, 8))[0] == 1).all()
+    if damage == "gone":
+        chunk.unlink()
+    elif damage == "cut short":
+        chunk.write_bytes(chunk.read_bytes()[:-1])
+    else:
+        marker.write_text("{}")
+    with pytest.raises(CorruptDataError, match="again"):
+        Scene.open(tmp_path)
 
 
 @pytest.mark.parametrize(("side", "window", "step"), [(40, 16, 8), (37, 16, 5), (16, 16, 8), (33, 16, 16)])
