@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -46,6 +47,7 @@ from training.world import World
 FORMAT_VERSION = 3
 """2: data, tables and projections are named by sensor or side, for models of several sensors. 3: AdamW's state is by
 name as the weights are, not DeepSpeed's cut by ranks."""
+_NAME = re.compile(r"step-\d{8,}")
 _STATE, _LATEST = "state.json", "latest"
 _WEIGHTS, _MOMENTS = "weights.safetensors", "moments.safetensors"
 
@@ -228,7 +230,9 @@ class Store:
             candidate.rename(aside)
 
     def _newest_first(self) -> list[Path]:
-        return sorted((p for p in self.folder.glob("step-*") if p.is_dir()), reverse=True)
+        # nothing but these names: a copy that somebody made is neither taken for the newest nor removed
+        found = (p for p in self.folder.glob("step-*") if p.is_dir() and _NAME.fullmatch(p.name))
+        return sorted(found, reverse=True)
 
 
 def step_of(folder: Path) -> int:
@@ -279,6 +283,7 @@ def _brought_up(tree: dict[str, Any]) -> dict[str, Any]:
 def read_weights(folder: Path, prefix: str = "") -> dict[str, Tensor]:
     """Read the weights whose names start with `prefix`, which is taken off; older formats under today's names."""
     state = read_state(folder)
+    # tensor by tensor: who wants the encoder need not read the decoder
     with safe_open(folder / _WEIGHTS, "pt") as stream:
         names = [n for n in stream.keys() if n.startswith(prefix)]  # noqa: SIM118 - not a dict
         return {_name_now(n, state)[len(prefix) :]: stream.get_tensor(n) for n in names}

@@ -59,6 +59,18 @@ def test_t05_the_pointer_is_not_believed(run: Path, content: str, caplog: pytest
     assert f"latest names {content!r}: step-00000020 is taken, the newest that verifies" in caplog.text
 
 
+def test_a_copy_that_somebody_made_is_neither_the_newest_nor_removed(run: Path) -> None:
+    copies = [run / "checkpoints" / name for name in ("step-00000020-good", "step-best")]
+    for copy in copies:
+        shutil.copytree(run / "checkpoints" / "step-00000010", copy)
+    assert newest(run) == "step-00000020"
+    Store(run, World(), keep_last=1, keep_every=7).prune()
+    assert sorted(p.name for p in (run / "checkpoints").glob("step-*")) == [
+        "step-00000020",
+        *(copy.name for copy in copies),
+    ]
+
+
 def test_t02_a_checkpoint_being_written_is_ignored(run: Path) -> None:
     shutil.copytree(run / "checkpoints" / "step-00000020", run / "checkpoints" / ".step-00000030.partial")
     assert newest(run) == "step-00000020"
