@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.contract import DataContract
-from pipeline.errors import MissingPackageError
+from pipeline.errors import ContractError, MissingPackageError
 from pipeline.keys import hash_text
 from pipeline.sample import NODATA
 from training.data import Batch
@@ -105,7 +105,14 @@ class Plain:
         self._several = False
 
     def fit(self, vectors_NF: Rows, labels: NDArray[np.int64]) -> None:
-        """Learn from rows and their classes, [N] or, several a row, [N, K]."""
+        """Learn from rows and their classes, [N] or, several a row, [N, K].
+
+        Raises `ContractError` where there are none.
+        """
+        if not len(labels):
+            raise ContractError(
+                "no sample carries a label: there is nothing to learn from. Shard it with `labels`."
+            )
         # one model a class where a row has several; a class with one value in all rows needs none
         columns = labels.T if labels.ndim == 2 else labels[None]
         self._several = labels.ndim == 2

@@ -6,15 +6,19 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from pipeline.errors import ContractError
 from tests.training.processes import Case, run_cases
 from tests.training.shard_sets import SENTINEL2, Kind, write_shards
 from training import checkpoint, journal
 from training.compare import results
 from training.downstream import FinetuneConfig
+from training.plain import Plain
 from training.recorded import read_runs
 
 SPLITS = {"train": range(32), "val": range(32, 42)}
@@ -113,6 +117,12 @@ def test_plain_baselines_and_neighbours_are_scored_and_recorded_like_trainings(r
 def test_ridge_regression_tells_classes_of_pixels_from_the_cells_of_an_encoder(runs: Path) -> None:
     assert last(runs, "ridge-mask")["val_miou"] > 0.5
     assert last(runs, "ridge-change")["val_change_f1"] > 0.3
+
+
+@pytest.mark.parametrize("labels", [np.zeros(0, np.int64), np.zeros((0, 3), np.int64)])
+def test_plain_baselines_say_where_no_sample_is_labelled(labels: NDArray[np.int64]) -> None:
+    with pytest.raises(ContractError, match="no sample carries a label"):
+        Plain("logistic", seed=0).fit(np.zeros((0, 4), np.float32), labels)
 
 
 def test_few_labels_are_drawn_by_class_and_recorded(runs: Path) -> None:
