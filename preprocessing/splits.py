@@ -111,7 +111,8 @@ def read(config: SplitConfig, source: str = "") -> Lists:
 
 def _text(path: Path, key: str, source: str) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        # a spreadsheet's mark at the beginning would be a letter of the first name
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         get = f" It can be had at {source}." if source else " Fetch it from where the set is published."
         raise MissingInputError(

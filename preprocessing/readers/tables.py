@@ -62,7 +62,7 @@ def _read(table: Table, paths: tuple[Path, ...], changed_ns: tuple[int, ...]) ->
 
 def csv_rows(path: Path, table: Table) -> Iterator[Row]:
     """Yield the rows of a csv file with a line of names."""
-    with path.open(encoding="utf-8", newline="") as stream:
+    with path.open(encoding="utf-8-sig", newline="") as stream:
         rows = csv.DictReader(stream)
         # before the first row: an empty list of another kind is a fault too
         _check(path, rows.fieldnames or (), table)

@@ -28,6 +28,7 @@ def placed(config: SplitConfig, *names: str) -> list[str]:
         ("train.txt", "a,c"),
         ("train.txt", "River/a.tif\nRiver/c.jpg"),
         ("train.csv", "name,more\na,1\nc,2\n"),
+        ("train.txt", "\ufeffa\nc\n"),
     ],
 )
 def test_a_list_gives_its_split_and_others_get_none(tmp_path, name, text):
