@@ -117,6 +117,7 @@ class Manifest(Config):
 
 def write(manifest: Manifest, folder: Path) -> Path:
     """Write `manifest.json` into `folder` atomically and durably; returns its path."""
+    # sorted: sets that are equal have equal files
     text = json.dumps(manifest.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
     return write_atomically(folder / NAME, text.encode())
 

@@ -111,6 +111,7 @@ class PixelCounts:
         kernel.count(self._flags, Pixels(window.mask[None], (0,), inside.start), np.ones(shape, np.uint16))
         # measured pixels of rows evenly spread: all would tell no more
         times = np.zeros(shape, np.uint16)
+        # counted from the scene's first row, wherever this strip begins
         times[-rows.start % self._step :: self._step] = 1
         kernel.count(self._histogram, Pixels(window.pixels, range(len(window.pixels)), inside.start), times)
 

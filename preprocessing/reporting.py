@@ -81,6 +81,7 @@ def write(inputs: Inputs) -> dict[str, Any]:
     folder, totals = inputs.request.output, Totals()
     quality.write_scenes(folder, _passing(inputs, totals))
     quality.write_duplicates(folder, inputs.outcome.decisions)
+    # only now: the totals were summed up while the scenes were written
     tree = report(inputs, totals)
     write_atomically(folder / quality.REPORT, (json.dumps(tree, indent=1) + "\n").encode())
     write_atomically(folder / page.NAME, page.page(inputs.made, tree, folder).encode())

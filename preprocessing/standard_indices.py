@@ -45,6 +45,7 @@ def index(name: str, sensor_name: str, bands: Sequence[str]) -> Index:
     return INDICES[name] if name in INDICES else _standard(name, sensor_name, tuple(bands))
 
 
+# remembered: an index is asked for with every strip of every scene
 @lru_cache(maxsize=512)
 def _standard(name: str, sensor_name: str, bands: tuple[str, ...]) -> Index:
     spyndex = _spyndex(name)

@@ -75,6 +75,7 @@ class ModelConfig(Config):
 
     @model_validator(mode="after")
     def _sound(self) -> ModelConfig:
+        # by hand, not by Literal: the message then names the nearest
         if self.size not in SIZES:
             raise ValueError(str(unknown("size", self.size, SIZES, "model.size")))
         if self.positions == "vanilla" and self.spectral_position == "wavelength":

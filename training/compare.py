@@ -157,6 +157,7 @@ def write_page(runs: Sequence[RecordedRun], uri: str, experiment: str, path: Pat
 
 
 def _short(text: str, most: int = 28) -> str:
+    # the end is shown: it is where paths and names of runs differ
     return text if len(text) <= most else "…" + text[-most + 1 :]
 
 

@@ -197,6 +197,7 @@ class Batch:
 
 def draw_ids(keys: Sequence[str], visits: Sequence[int] | None = None) -> NDArray[np.uint64]:
     """Return `draw_id` of several samples; all are first visits where these are not given."""
+    # unsigned: hashes fill all 64 bits
     return np.array(list(map(draw_id, keys, visits or [0] * len(keys))), np.uint64)
 
 

@@ -208,6 +208,7 @@ def _disk(output: Path) -> Finding:
 
 
 def _tracker(uri: str) -> Finding:
+    # where options follow a `?` this is no path, and the question decides
     database = Path(uri.removeprefix("sqlite:///"))
     # asking it would make the database
     if uri.startswith("sqlite:///") and "?" not in uri and not database.exists():

@@ -164,6 +164,7 @@ def _sensor(images: SensorInput) -> dict[str, Any]:
 
 def _copy_code(folder: Path) -> None:
     source = Path(spectral_backbone.__file__).parent
+    # what is compiled is of this machine's Python alone
     shutil.copytree(source, folder / source.name, ignore=shutil.ignore_patterns("__pycache__"))
 
 

@@ -64,6 +64,7 @@ class RunIdentity:
             "parameters": dict(self.parameters),
             "tags": dict(self.tags),
             "sets": [asdict(one) for one in self.sets],
+            # whole: a later sync may start from another folder
             "parent": str(self.parent.resolve()) if self.parent else None,
         }
         write_atomically(self.run / NAME, json.dumps(record, indent=1, default=str).encode())

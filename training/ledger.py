@@ -80,6 +80,7 @@ class Ledger:
     def open(self, entry: Entry) -> None:
         """Take a step whose result is not read yet."""
         self._open = entry
+        # kept with the step: the next batch is asked for before this step is closed
         self._turn = self._asked, self._loaded, time.perf_counter()
 
     def close(self) -> bool:

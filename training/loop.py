@@ -156,6 +156,7 @@ def make_engine(work: Work) -> Engine:
     micro, optimiser = config.batch.size // work.world.size // accumulation, config.optimiser
     recipe = Recipe(work.groups(), optimiser.betas, optimiser.clip_norm, micro, accumulation)
     engine = Engine(work.model, recipe, config.engine, work.world)
+    # after DeepSpeed, which has made groups of ranks with a patience of their own
     work.world.limit(config.engine.timeout_s)
     return engine
 

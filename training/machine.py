@@ -48,6 +48,7 @@ class Sampler(threading.Thread):
             except (OSError, psutil.Error) as error:
                 LOG.debug("no sample of the machine: %s", error)
                 continue
+            # a new dict, never changed: `take` reads it from another thread without a lock
             self._newest = {f"system/{name}": round(float(value), 1) for name, value in found.items()}
 
 

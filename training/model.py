@@ -70,6 +70,7 @@ class Encoder(nn.Module):
         sensor = which(sensor, self.layouts)
         cubes_BNP = to_cubes(image_BCHW, self.layouts[sensor])
         every_BN = torch.arange(cubes_BNP.shape[1], device=cubes_BNP.device).expand(len(cubes_BNP), -1)
+        # none is predicted, and none carries loss
         nothing = every_BN[:, :0]
         encoded: Tensor = self(cubes_BNP, Chosen(every_BN, nothing, nothing.bool()), sensor, depths)
         return encoded if self.class_token is None else encoded[:, :, 1:]
@@ -131,6 +132,7 @@ class SpatialSpectralMAE(nn.Module):
         hidden = errors[:, errors.shape[1] - chosen.hidden_BM.shape[1] :]
         losses = [(hidden * chosen.counted(layout)).sum()]
         if self.config.spectral_sum_loss:
+            # back to their places: a sum over groups needs all cubes of a place in one row
             off = torch.zeros_like(source_BNP).scatter(
                 1, tokens.unsqueeze(-1).expand_as(wanted), predicted_BMP - wanted
             )

@@ -43,6 +43,7 @@ class Licences:
                 " trained them: give the data's licence, --licence NAME, or train on sets whose `licence` is set"
                 " where they are made."
             )
+        # each once: sets of one source state the same
         notices = sorted({n for p in found.values() if p for n in p.notices})
         return cls(tuple(notices), tuple(unlabelled), named if unlabelled else None)
 

@@ -105,6 +105,7 @@ class Pretraining:
         self.shown = {s: self._check(i.layout) for s, i in self.inputs.items()}
         self.stream = ShardStream(parts, config.batch, world, config.data.damaged)
         self.span = Span.of(config, self.stream)
+        # just before the model: what drew until here must not decide what it begins with
         torch.manual_seed(config.seed)
         # `minmax` input is on the unit scale already
         other_scale = self.inputs if config.data.normalise != "minmax" else {}
@@ -151,6 +152,7 @@ class Pretraining:
 
     def flops(self) -> int:
         """Return the operations of the first step over all ranks."""
+        # masks decide how many cubes are encoded: a real batch is counted
         batch = self.stream[0]
         return (
             step_flops(self.config.model, self.inputs[batch.sensor].layout, self.choose(batch))

@@ -69,6 +69,7 @@ def _all_runs(client: Any, experiment: str) -> Iterator[Any]:
 
 def _recorded(client: Any, run: Any, curves: Sequence[str]) -> RecordedRun:
     info, data = run.info, run.data
+    # each history is a question of its own, and the machine's are dozens
     every = [m for m in data.metrics if not m.startswith("system/")] if "*" in curves else ()
     wanted = [name for name in dict.fromkeys((*curves, *every)) if name in data.metrics]
     histories = {name: client.get_metric_history(info.run_id, name) for name in wanted}

@@ -84,6 +84,7 @@ def batches(work: Pretraining, step: int, keys: Sequence[str], count: int) -> It
     for part in work.stream.parts:
         rows = [(s, n, s.key(n)) for s in part.family.sources for n in range(len(s))]
         by_key = {key: (source, number) for source, number, key in rows if key in missing}
+        # in the order asked for, not in that of the shards
         found = [by_key[key] for key in keys if key in by_key]
         missing -= by_key.keys()
         if found:

@@ -56,6 +56,7 @@ def _state(folder: Path, lines: Sequence[Line]) -> str:
     holder = json.loads((lock.read_text() if lock.exists() else "") or "{}")
     if not holder:
         return "ended without a marker: its log tells why; the same command goes on from the last checkpoint"
+    # before the first step there is no silence to judge: loading may take long
     quiet_s = time.time() - lines[-1].time_s if lines else 0.0
     # a killed process cannot clear its name: only silence tells
     silent = f"; no step for {clock(quiet_s)}: it may be dead" if quiet_s > _QUIET_S else ""

@@ -242,6 +242,7 @@ def fetch_series(address: str, earlier: bool, cache: Cache) -> Path:
 
 
 def _fetch_manifest(address: str, cache: Cache) -> Path:
+    # by the whole address: sets of one name may lie in several buckets
     folder = cache.made() / "sets" / address.replace("://", "/")
     folder.mkdir(parents=True, exist_ok=True)
     with _only_one(folder / ".lock"):

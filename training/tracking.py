@@ -176,6 +176,7 @@ class _Feeder(threading.Thread):
         link = self.identity.run / LINK
         known = json.loads(link.read_text()) if link.exists() else {}
         self._key = known.get("key") or uuid.uuid4().hex
+        # a run's id means something at its own server alone
         here = known.get("uri") == self.uri and known.get("run_id")
         if here and mlflow_client.has_run(client, known["run_id"]):
             self._run_id, self._sent = known["run_id"], known["sent"]

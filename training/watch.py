@@ -293,5 +293,6 @@ def checksums(module: nn.Module) -> tuple[list[str], list[int]]:
 
 
 def _bits(value: Tensor) -> Tensor:
+    # bits, summed as whole numbers: a sum of floats depends on its order, and NaN would hide the rest
     words = value.detach().contiguous().flatten()
     return words.view(torch.int32 if words.element_size() == 4 else torch.int16).sum(dtype=torch.int64)

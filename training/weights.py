@@ -69,12 +69,14 @@ class Weights:
         # the checkpoint's statistics, not these sets': the weights know only those
         trained = dict(zip(known.bands, known.statistics, strict=True))
         measured = zip(record.bands, record.statistics, strict=True)
+        # of a band that is new to the weights there is only what is measured here
         statistics = tuple(trained.get(band, own) for band, own in measured)
         return data.model_copy(
             update={"sensors": {sensor: record.model_copy(update={"statistics": statistics})}}
         )
 
     def _require_fitting(self, expected: DataContract, found: DataContract) -> None:
+        # what the numbers mean; tiles, cells and indices may be others
         keys = ("sensor", "level", "scale", "nodata")
         problems = differences(*({k: getattr(one, k) for k in keys} for one in (expected, found)))
         if problems:

@@ -137,6 +137,7 @@ def to_19(names: Sequence[str]) -> tuple[str, ...]:
     Raises KeyError for a name that is none of the 43.
     """
     found = {_NEW_NAME[name] for name in names}
+    # None among the found is a class that the 19 leave out
     return tuple(name for name in CLASSES_19 if name in found)
 
 

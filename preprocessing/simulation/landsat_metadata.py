@@ -121,4 +121,5 @@ def mtl_xml(groups: Groups) -> str:
 
 
 def _as_text(groups: Groups) -> dict[str, dict[str, str]]:
+    # real ones hold numbers as text too: a reader must not rely on their types
     return {name: {key: str(value) for key, value in pairs.items()} for name, pairs in groups.items()}

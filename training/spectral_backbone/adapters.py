@@ -72,6 +72,7 @@ def register_timm(name: str, make: Make) -> None:
     def plain(
         features_only: bool = False, out_indices: Any = 4, num_classes: int = 0, **given: Any
     ) -> nn.Module:
+        # made when it is asked for: a name that is registered and not used reads no weights
         backbone = _checked(make(), **given)
         return FeatureMaps(backbone, out_indices) if features_only else Classifier(backbone, num_classes)
 

@@ -131,6 +131,7 @@ class SpectralBackbone(nn.Module):
         self.class_token = nn.Parameter(torch.zeros(plan.width)) if plan.class_token else None
         self.blocks = nn.ModuleList(Block(plan.width, plan.heads) for _ in range(plan.depth))
         self.norm = nn.LayerNorm(plan.width, eps=1e-6)
+        # timm's models have both names, and libraries ask for either
         self.num_features = self.embed_dim = plan.width
         self.patch_size = plan.patch_px
 
@@ -172,6 +173,7 @@ class SpectralBackbone(nn.Module):
             x = checkpoint(block, x, use_reentrant=False) if again else block(x)
             if number in depths:
                 found[number] = self.norm(x)[:, int(self.class_token is not None) :]
+        # by what was asked: in its order, and twice where small models are asked for a depth twice
         return [found[number] for number in depths]
 
     def forward_features(self, image_BCHW: Tensor) -> Tensor:
