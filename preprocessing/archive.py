@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import zarr
@@ -220,8 +220,9 @@ class SceneWriter:
 
 def _codecs(codec: Codec, itemsize: int) -> list[Any]:
     # scenes are read once or twice: what takes longer to compress would not be earned back
+    name: Literal["zstd", "lz4"] = "zstd" if codec == "zstd" else "lz4"
     blosc = BloscCodec(
-        cname="zstd" if codec == "zstd" else "lz4",
+        cname=name,
         clevel=1 if codec == "zstd" else 5,
         shuffle="bitshuffle",
         typesize=itemsize,
