@@ -80,9 +80,9 @@ def two_ranks(
     return output, run_cases(output, cases, ranks=2)
 
 
-def resized(run: Path, output: Path, stage: int) -> tuple[str, ...]:
+def resized(run: Path, output: Path, stage: int, ranks: int = 2) -> tuple[str, ...]:
     """Copy a run as it was after step 10, and return the words that go on with it at another ZeRO stage."""
-    name = f"{run.name}-{stage}"
+    name = f"{run.name}-{stage}-on-{ranks}"
     whole = shutil.ignore_patterns("step-00000020", "COMPLETE")
     shutil.copytree(run, output / name, ignore=whole)
     return f"name={name}", f"engine.zero_stage={stage}", "batch.micro=2", "data.workers=1"
@@ -129,11 +129,11 @@ def test_t08_a_run_goes_on_with_other_ranks_stages_workers_and_micro_batches(
 ) -> None:
     output, outcomes = two_ranks
     assert outcomes[6:] == [True] * len(RESIZED)
-    found, whole = losses(output / f"stage{before}-{after}"), losses(trained / "whole")
+    found, whole = losses(output / f"stage{before}-{after}-on-2"), losses(trained / "whole")
     # what was observed of the masks is a mean over the batch: the same samples, cut and masked the same
     masks = [
         [line.metrics["mask_saliency_shown"] for line in journal.read(run)]
-        for run in (output / f"stage{before}-{after}", trained / "whole")
+        for run in (output / f"stage{before}-{after}-on-2", trained / "whole")
     ]
     assert masks[0] == pytest.approx(masks[1], rel=1e-9)
     assert found[:10] == losses(trained / f"stage{before}")[:10]
@@ -144,9 +144,11 @@ def test_t08_a_run_goes_on_with_other_ranks_stages_workers_and_micro_batches(
 def test_t08_two_ranks_become_one(two_ranks: tuple[Path, list[object]], shards: Path, trained: Path) -> None:
     output, _ = two_ranks
     words = [f"output={output}", f"data.shards={shards}", *SMALL, "panel_images=0"]
-    cases = [("pretrain", [*words, *resized(output / "stage3", output, 1)])]
+    cases = [("pretrain", [*words, *resized(output / "stage3", output, 1, ranks=1)])]
     assert run_cases(output, cases) == [True]
-    assert losses(output / "stage3-1")[10:15] == pytest.approx(losses(trained / "whole")[10:15], rel=1e-5)
+    assert losses(output / "stage3-1-on-1")[10:15] == pytest.approx(
+        losses(trained / "whole")[10:15], rel=1e-5
+    )
 
 
 def test_t08_a_batch_that_the_ranks_cannot_share_is_refused(shards: Path, tmp_path: Path) -> None:
