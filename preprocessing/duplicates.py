@@ -49,11 +49,11 @@ class Place:
     def of(cls, scene: Scene, grid: Grid) -> Place:
         """Read the time of a scene; None where it states none."""
         try:
-            # satellites tell more digits than Python's clock has
-            time = datetime.fromisoformat(scene.acquired.partition(".")[0].rstrip("Z"))
+            time = datetime.fromisoformat(scene.acquired)
         except ValueError:
             return cls(scene, grid, None)
-        return cls(scene, grid, time.replace(tzinfo=UTC))
+        # one that states no zone is in UTC, as all satellites' are
+        return cls(scene, grid, time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC))
 
 
 @dataclass(frozen=True)

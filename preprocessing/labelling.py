@@ -52,6 +52,12 @@ class LabelConfig(Config):
 
 def numbers(codes: NDArray[Any], config: LabelConfig) -> NDArray[np.uint8]:
     """Turn a raster's codes, of any shape, into class numbers; codes of no class become `NO_CLASS`."""
+    if codes.dtype.kind == "f":
+        # what NaN becomes as a whole number is the processor's choice, the first class on some
+        whole = np.isfinite(codes) & (codes == np.floor(codes))
+        return np.where(whole, numbers(np.where(whole, codes, 0).astype(np.int64), config), NO_CLASS).astype(
+            np.uint8
+        )
     # signed: unsigned codes below the first would wrap to large classes
     signed = codes.astype(np.int64)
     if not config.codes:

@@ -122,7 +122,8 @@ def _outlines(tree: dict[str, Any]) -> Sequence[Ring]:
     if kind == "FeatureCollection":
         return [ring for one in tree["features"] for ring in _outlines(one)]
     if kind == "Feature":
-        return _outlines(tree["geometry"])
+        # null is how a feature says that it has no place
+        return _outlines(tree["geometry"]) if tree["geometry"] else []
     if kind == "GeometryCollection":
         return [ring for one in tree["geometries"] for ring in _outlines(one)]
     polygons = {"Polygon": [tree["coordinates"]], "MultiPolygon": tree["coordinates"]}.get(kind, [])

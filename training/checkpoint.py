@@ -40,7 +40,7 @@ from pipeline.errors import (
 from pipeline.manifest import write_atomically
 from training.guards import COMPLETE
 from training.provenance import Provenance
-from training.sealed import MANIFEST, seal, verify
+from training.sealed import MANIFEST, seal, sync, verify
 from training.states import Snapshot, not_finite
 from training.world import World
 
@@ -173,6 +173,8 @@ class Store:
             shutil.rmtree(final)
         partial.rename(final)
         write_atomically(self.folder / _LATEST, final.name.encode())
+        # the new names too: a power cut must not find the older ones removed and the new one not there
+        sync(self.folder)
         # last of all: nothing is removed before something newer is whole
         self.prune()
 
@@ -190,8 +192,17 @@ class Store:
         Rank 0 looks and tells the others, so that all take the same. Raises `CorruptDataError` where checkpoints
         are there and none verifies.
         """
-        found: list[str | None] = [self._look(mend) if self.world.main else None]
-        name = self.world.gather(found[0])[0]
+        name, problem = None, ""
+        if self.world.main:
+            try:
+                name = self._look(mend)
+            except OSError as error:
+                problem = str(error)
+        # told to all: the others would wait for rank 0 until their time is over
+        found = self.world.gather((name, problem))[0]
+        name, problem = found  # type: ignore[misc]
+        if problem:
+            raise OutputError(f"the checkpoints in {self.folder} cannot be looked through ({problem}).")
         if name == "":
             raise CorruptDataError(
                 f"no checkpoint in {self.folder} verifies; move the folder away to start anew."

@@ -39,7 +39,7 @@ from training.watch import GuardsConfig
 from training.world import World
 
 _FREE = ("output", "name", "stop_at", "resume", "tracking", "save_every_steps", "keep_last", "keep_every_steps",
-         "data.workers", "data.verify", "data.cache", "data.timeout_s", "data.shards", "panel_images", "panel_every_steps", "engine.timeout_s", "batch.micro",
+         "data.workers", "data.verify", "data.damaged", "data.cache", "data.timeout_s", "data.shards", "panel_images", "panel_every_steps", "engine.timeout_s", "batch.micro",
          "engine.zero_stage", "guards", "save_async", "save_failure", "dry_run")  # fmt: skip
 """Keys that may change on the way: what is trained on, and what comes of it, stays the same."""
 PLAN = "plan.json"
@@ -56,7 +56,8 @@ class RunConfig(Config):
     seed: int = Field(default=0, ge=0)
     """Decides initial weights, order of samples, augmentation and masks."""
     init: UserPath | None = None
-    """Run or checkpoint folder of weights to start from, optimiser and schedule anew; null starts from scratch."""
+    """Run, checkpoint or exported folder of weights to start from, optimiser and schedule anew; null starts from
+    scratch."""
     resume: Literal["auto", "changed"] = "auto"
     """auto goes on from the newest checkpoint and refuses a changed configuration; changed allows it."""
     stop_at: int | None = Field(default=None, ge=1)

@@ -17,8 +17,8 @@ def seal(folder: Path, format_version: int) -> None:
     """Write down what a folder holds, and let the disk have all of it."""
     files = sorted(p for p in folder.rglob("*") if p.is_file())
     # the data before the list of it: what the list names must outlive a power cut
-    for path in files:
-        _sync(path)
+    for path in (*files, *(p for p in folder.rglob("*") if p.is_dir())):
+        sync(path)
     listed = {
         str(p.relative_to(folder)): {"size_bytes": p.stat().st_size, "sha256": sha256(p)} for p in files
     }
@@ -26,10 +26,11 @@ def seal(folder: Path, format_version: int) -> None:
         folder / MANIFEST, json.dumps({"format_version": format_version, "files": listed}, indent=1).encode()
     )
     # the folder too: syncing a file does not keep its name
-    _sync(folder)
+    sync(folder)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Let the disk have a file, or the names in a folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

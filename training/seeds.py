@@ -64,12 +64,19 @@ def settings(runs: Sequence[RecordedRun]) -> list[Setting]:
     return [Setting(tuple(members)) for members in found.values()]
 
 
-def _setting(run: RecordedRun, by_folder: Mapping[PurePath, RecordedRun]) -> object:
-    """Return all that must be alike; weights to start from are alike where their own settings are."""
+def _setting(
+    run: RecordedRun, by_folder: Mapping[PurePath, RecordedRun], after: tuple[str, ...] = ()
+) -> object:
+    """Return all that must be alike; weights to start from are alike where their own settings are.
+
+    after: identifiers of the runs that started from its weights.
+    """
     same = {k: v for k, v in run.parameters.items() if k not in (*IDENTITY, _SEED, _INIT)}
     init = PurePath(run.parameters.get(_INIT, ""))
     origin = next((by_folder[p] for p in (init, *init.parents) if p in by_folder), None)
-    came_from = _setting(origin, by_folder) if origin and origin.id != run.id else str(init)
+    line = (*after, run.id)
+    # a folder that was made anew can name one that itself started from what was there before
+    came_from = _setting(origin, by_folder, line) if origin and origin.id not in line else str(init)
     return (run.kind, frozenset(same.items()), came_from)
 
 

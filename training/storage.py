@@ -255,6 +255,13 @@ def _bring(address: str, path: Path, patience_s: float, needed: bool) -> None:
     partial = path.with_suffix(".partial")
     try:
         patiently(lambda: remote.download(address, partial), address, patience_s)
+    except LostDataError:
+        if needed:
+            raise
+        # one of before would be taken for this manifest's
+        path.unlink(missing_ok=True)
+        return
+    # some buckets forbid what they do not have
     except MissingInputError:
         if needed:
             raise

@@ -161,6 +161,9 @@ def test_p13_time_and_ground_decide_and_the_later_version_leads():
     old = place("x", "2024-06-01T10:10:31.024Z", version="04.00 2024-06-02")
     new = place("y", "2024-06-01T10:10:31Z", version="05.10 2024-06-01")
     assert names(old, new) == [["y", "x"]]
+    # the same moment by another clock, and another by the same numbers
+    assert names(old, place("y", "2024-06-01T12:10:31.0240001+02:00", version="05")) == [["y", "x"]]
+    assert names(old, place("y", "2024-06-01T10:10:31+02:00")) == []
     assert names(old, place("z", "2024-06-06T10:10:31.024Z")) == []
     assert names(old, place("z", "2024-06-01T10:10:31", left=500_000 + 99_800)) == []
     assert names(old, place("z", "2024-06-01T10:10:31", epsg=32633)) == []

@@ -25,6 +25,12 @@ def test_codes_count_from_the_first(kind):
     assert found.tolist() == [[255, 0, 1], [2, 3, 254]]
 
 
+def test_what_is_no_whole_number_is_no_class():
+    codes = np.array([[0, np.nan, 2, np.inf, 0.5]], np.float32)
+    for config in (LabelConfig(classes=CLASSES), LabelConfig(classes=CLASSES, codes=(0, 1, 2))):
+        assert labelling.numbers(codes, config).tolist() == [[0, 255, 2, 255, 255]]
+
+
 def test_codes_in_any_order_become_the_places_of_their_classes():
     codes = np.array([[80, 10, 50, -1, 11, 255]], np.int16)
     found = labelling.numbers(codes, LabelConfig(classes=CLASSES, codes=(80, 10, 50)))

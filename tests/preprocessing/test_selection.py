@@ -79,7 +79,8 @@ def test_a_polygon_of_a_geojson_selects_what_it_touches(tmp_path):
     triangle = [[10.8, 51], [13, 51], [13, 48.9], [10.8, 51]]  # its long side passes the square's corner
     for name, kind in (("a", "Polygon"), ("b", "MultiPolygon")):
         shape = {"type": kind, "coordinates": [triangle] if kind == "Polygon" else [[triangle]]}
-        tree = {"type": "FeatureCollection", "features": [{"type": "Feature", "geometry": shape}]}
+        features = [{"type": "Feature", "geometry": one} for one in (None, shape)]
+        tree = {"type": "FeatureCollection", "features": features}
         path = tmp_path / f"{name}.geojson"
         path.write_text(json.dumps(tree))
         assert selection.outside(select(area=str(path)), SQUARE)

@@ -19,8 +19,9 @@ from matplotlib.colors import to_rgb
 
 from pipeline.errors import ConfigError, MissingInputError, UnknownNameError
 from tests.training.processes import ROOT, free_port
-from training import compare, panels
+from training import compare, panels, seeds
 from training.mlflow_client import connect
+from training.recorded import RecordedRun
 from training.tracking import RunIdentity, Tracker, TrackingConfig, send_all
 
 
@@ -180,6 +181,18 @@ def test_runs_that_differ_in_their_seed_alone_are_told_with_confidence(
     # weights of another seed are the same setting
     assert rows["knn-1, knn-2, knn-3"] == ["0.800 [0.552, 1.048]"]
     assert "saliency" not in told
+
+
+def test_runs_that_name_each_other_as_their_weights_are_told_all_the_same() -> None:
+    # a folder made anew can start from a run that itself started from what was there before
+    pair = {"a": "/runs/b", "b": "/runs/a"}
+    runs = [
+        RecordedRun(
+            name, name, "pretrain", "FINISHED", 1.0, f"/runs/{name}", {"init": init}, {"loss": 1.0}, {}
+        )
+        for name, init in pair.items()
+    ]
+    assert [setting.name for setting in seeds.settings(runs)] == ["a", "b"]
 
 
 @pytest.mark.parametrize(
