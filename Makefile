@@ -6,6 +6,8 @@ UI_PORT ?= 5000
 RUNS ?= demo/runs
 JOBS ?= 3
 READY := $(VENV)/.ready
+# of each process that tests start: many run at a time, and threads that wait for each other take twice as long
+ONE_THREAD := OMP_NUM_THREADS=1
 BIN := $(VENV)/bin
 # the tools are run as modules: with a borrowed torch their scripts may lie in the lender's environment
 LINT_IMPORTS := from importlinter.cli import lint_imports_command as lint; lint()
@@ -31,11 +33,11 @@ demo: $(READY)  ## simulated archive -> shards -> two pretrainings -> fine-tunin
 test: $(READY)  ## all tests
 	@echo "test: all tests, $(JOBS) files at a time (JOBS=1: in order), some minutes; those that need a local Slurm or"
 	@echo "      real imagery say so where they are skipped"
-	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	@$(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 	@echo "test: passed. Next: make check before a commit"
 
 test-long: $(READY)  ## all tests at full size: a thousand scenes instead of forty (some more minutes)
-	@LONG_TESTS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	@LONG_TESTS=1 $(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 test-fast: $(READY)  ## the tests that take less than about ten seconds each and need no Slurm
 	@$(BIN)/python -m pytest -m "not slow and not slurm"

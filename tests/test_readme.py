@@ -40,8 +40,8 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def environment(clone: Path, **more: str) -> dict[str, str]:
     """Return the environment a user has after `source .venv/bin/activate`; setup itself is done."""
     path = f"{clone}/.venv/bin:{os.environ['PATH']}"
-    # Dask's nanny leaves OMP_NUM_THREADS in the environment of whoever started workers; a user has none
-    ours = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    # other tests run beside: more threads than cores wait for each other
+    ours = os.environ | {"OMP_NUM_THREADS": "1"}
     return ours | {"PATH": path, "MAKEFLAGS": f"READY={clone}/.ready"} | more
 
 
